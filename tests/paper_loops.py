@@ -235,7 +235,7 @@ def value_and_gradients(loss, *inputs, **options):
     """The loss, and its gradient by each input (zeros where it does not depend on
     it).
     """
-    leaves = [t.detach().clone().requires_grad_() for t in inputs]
+    leaves = [t.detach().requires_grad_() for t in inputs]
     value = loss(*leaves, **options)
     gradients = torch.autograd.grad(value, leaves, allow_unused=True)
     return [

@@ -74,6 +74,13 @@ def originals(path):
     pytest.skip(f"{path} is neither in the corpus nor beside the checkout")
 
 
+def seeded(seed):
+    """A generator of torch's."""
+    import torch
+
+    return torch.Generator().manual_seed(seed)
+
+
 def raises(error, match, action, *arguments, **options):
     """The message, which matches, of the error that the action raises; of a user's
     mistake it is one line.

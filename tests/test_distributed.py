@@ -24,7 +24,7 @@ from cloob.errors import InputError
 from cloob.family import FAMILY
 from cloob.objective import OBJECTIVES, ContrastiveObjective, make_objective
 from paper_loops import count_flops, pairs
-from support import raises
+from support import raises, seeded
 
 multiprocessing.set_forkserver_preload(
     ["torch._dynamo", "torch.distributed", "cloob.objective"]
@@ -90,7 +90,7 @@ def labels_of(kind, n, own):
         return {}
     if kind == "ids":  # which repeat within and across ranks
         return {"ids": (torch.arange(n) * 3 % 4)[own]}
-    generator = torch.Generator().manual_seed(n)
+    generator = seeded(n)
     shares = torch.rand(n, n, generator=generator).softmax(1)
     weights = torch.rand(n, generator=generator)[own]
     if kind == "dense":
@@ -112,7 +112,7 @@ def two_steps(case, backend, n, own, gather):
     DDP averages learnable τ and β as it does the weights. Several ranks compute the
     loss under autocast, which changes nothing.
     """
-    images, texts = torch.randn(2, n, 5, generator=torch.Generator().manual_seed(n))
+    images, texts = torch.randn(2, n, 5, generator=seeded(n))
     labels = labels_of(case.labels, n, own)
     margin = {"exclude_above": 0.1 if case.labels == "ids" else None}
     auto = "auto" if gather else False

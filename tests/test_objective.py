@@ -30,7 +30,7 @@ from cloob.objective import (
 )
 from cloob.scales import FixedScaleWarning
 from paper_loops import pairs, relative_error, value_and_gradients
-from support import raises
+from support import raises, seeded
 
 both_backends = pytest.mark.parametrize("backend", ["reference", "streamed"])
 X, Y = pairs(6, 5)
@@ -323,7 +323,7 @@ def test_the_gradient_of_rows_in_a_cone_is_right_whenever_it_retrieves(n, made):
     """As where untrained towers begin: the plain form is off by 4 to 94 % there
     (docs/own-loop.md).
     """
-    drawn = torch.Generator().manual_seed(0)
+    drawn = seeded(0)
     cone = 12.6 * torch.randn(1, 512, generator=drawn)
     cause = cone + torch.randn(n, 512, generator=drawn)
     noise = torch.randn(2, n, 512, generator=drawn) / 3
@@ -382,7 +382,7 @@ def test_tf32_changes_nothing(name, newer):
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_a_backward_pass_inside_autocast_is_as_outside(name):
     """Of rows that are alike, as those of fresh towers."""
-    generator = torch.Generator().manual_seed(0)
+    generator = seeded(0)
     axis = F.normalize(torch.randn(128, generator=generator), dim=0)
     rows = F.normalize(torch.randn(64, 128, generator=generator), dim=1)
     x, y = (F.normalize(axis + side / 3, dim=1) for side in (rows, rows.roll(1, 1)))

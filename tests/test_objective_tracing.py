@@ -11,7 +11,7 @@ from torch.testing import assert_close
 
 from cloob.objective import OBJECTIVES, ContrastiveObjective, make_objective
 from paper_loops import pairs, relative_error, value_and_gradients
-from support import raises
+from support import raises, seeded
 
 two_members = pytest.mark.parametrize("name", ["cloob", "siglip"])
 X, Y = pairs(6, 5)
@@ -164,7 +164,7 @@ def test_a_gradient_compiled_inside_an_autocast_is_that_of_float32(backend):
     """
     objective = ContrastiveObjective.cloob(backend=backend)
     compiled = torch.compile(objective, backend="aot_eager")
-    drawn = torch.Generator().manual_seed(0)
+    drawn = seeded(0)
     cone = 3 * F.normalize(torch.randn(16, generator=drawn), dim=0)
     sides = cone + torch.randn(2, 64, 16, generator=drawn) / 4
     x, y = F.normalize(sides, dim=2)

@@ -21,7 +21,7 @@ from cloob.errors import InputError
 from cloob.evaluation.embed import embed_images
 from cloob.models.towers import create_model
 from make import Listed, encoded, noise_image
-from support import raises
+from support import raises, seeded
 
 SIDE = 64
 ORIENTATION = 0x0112
@@ -300,10 +300,6 @@ def test_heic():
 
 
 # Crops
-
-
-def seeded(seed):
-    return torch.Generator().manual_seed(seed)
 
 
 @pytest.mark.parametrize(("height", "width"), [(300, 200), (40, 400)])

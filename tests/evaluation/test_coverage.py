@@ -17,6 +17,7 @@ from cloob.functional.protocols import WAYS, pair_numbers
 from cloob.functional.ranking import mutual_ranks_of_ids
 from cloob.heads.choose import log_trial
 from cloob.heads.fitted import recalls_of_ids
+from support import seeded
 
 pytestmark = pytest.mark.nightly
 N_SETS = 400
@@ -81,7 +82,7 @@ def hits_of(a, b, ids):
 @functools.cache
 def truth(draw):
     """Means over fresh sets; of medians their median."""
-    generator = torch.Generator().manual_seed(1)
+    generator = seeded(1)
     fresh = {}
     for _ in range(N_FRESH):
         for key, values in hits_of(*draw(generator)).items():
@@ -100,7 +101,7 @@ def centre_of(key, values):
 
 def coverage(draw, intervals_of):
     """The share of sets whose interval holds the truth, in percent, by number."""
-    generator = torch.Generator().manual_seed(2)
+    generator = seeded(2)
     inside = Counter()
     for _ in range(N_SETS):
         for key, (low, high) in intervals_of(*draw(generator)).items():
@@ -154,7 +155,7 @@ def test_rows_of_a_group_need_the_bootstrap_of_groups():
 
 @pytest.mark.parametrize(("draw", "groups"), [(grouped, GROUPS), (unequal, UNEQUAL)])
 def test_a_score_of_groups_covers(draw, groups):
-    generator = torch.Generator().manual_seed(3)
+    generator = seeded(3)
     a, b, _ = draw(generator)
     heads = ContrastiveHeads("cca", validation_fraction=0, device="cpu").fit(a, b)
     scores = [heads.score(*draw(generator)[:2]) for _ in range(1000)]

@@ -18,6 +18,7 @@ from cloob.functional.bootstrap import bootstrap_interval
 from cloob.models.towers import create_model
 from evaluate_fakes import COLOURS, ColourModel, Labels
 from paper_loops import unit
+from support import seeded
 
 
 def test_class_embeddings_are_the_renormalised_mean_over_templates():
@@ -126,7 +127,7 @@ def test_captions_of_a_picture_are_resampled_together():
     """As close to the bootstrap of Σ hits / Σ captions over pictures as its linear form
     is.
     """
-    generator = torch.Generator().manual_seed(0)
+    generator = seeded(0)
     counts = torch.tensor([1, 3, 2] * 50)
     n = len(counts)
     image = torch.arange(n).repeat_interleave(counts)
@@ -146,7 +147,7 @@ def test_captions_of_a_picture_are_resampled_together():
 
 
 def test_geometry_of_retrievals_without_unreadable_pairs():
-    rows = torch.randn(2, 30, 6, generator=torch.Generator().manual_seed(0))
+    rows = torch.randn(2, 30, 6, generator=seeded(0))
     image, text = F.normalize(rows, dim=2)
     result = m.geometry(image, text, inv_tau=20.0, beta=4.0)
     for name, x in (("image", image), ("text", text)):
@@ -171,7 +172,7 @@ NAMES = list(COLOURS)
 
 def clouds(n, spread=0.5, seed=0):
     """n points around each of three corners, far from the origin and in odd units."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeded(seed)
     labels = torch.arange(3).repeat(n)
     noise = torch.randn(3 * n, 3, generator=generator)
     return 40 * (3 * torch.eye(3)[labels] + spread * noise) + 7, labels

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cloob.evaluation.nearest import nearest
+from support import seeded
 
 
 def loop(query, others, k):
@@ -28,7 +29,7 @@ def loop(query, others, k):
 @st.composite
 def cases(draw):
     """Rows of few different numbers, so that many products are equal."""
-    generator = torch.Generator().manual_seed(draw(st.integers(0, 10**6)))
+    generator = seeded(draw(st.integers(0, 10**6)))
     n_queries, n, width = (draw(st.integers(1, most)) for most in (5, 40, 4))
     few = draw(st.booleans())
     sides = []
@@ -55,7 +56,7 @@ def test_it_is_the_loop_whatever_the_blocks(case):
 
 def test_rounding_in_float32_decides_nothing():
     """Thousands of nearly equal rows, whose order float32 gets wrong."""
-    generator = torch.Generator().manual_seed(0)
+    generator = seeded(0)
     cone = torch.randn(1, 64, generator=generator)
     rows = cone + 1e-4 * torch.randn(3000, 64, generator=generator)
     rows = torch.nn.functional.normalize(rows, dim=1)

@@ -24,7 +24,7 @@ from cloob.models.aligned.model import AlignedEncoder
 from cloob.models.tokenizer import ClipTokenizer
 from cloob.models.towers import create_model
 from make import noise_image, write_bert
-from support import originals, overlaid, raises, read_json, refused
+from support import originals, overlaid, raises, read_json, refused, seeded
 
 
 def _export(source, target, *words):
@@ -288,7 +288,7 @@ def same_pictures_and_tokens(own, wanted, atol=1e-5):
     """Holds the rows of pictures and tokens of two encoders against each other."""
     size = wanted.image_size
     for n in (1, 2, 7):
-        source = torch.Generator().manual_seed(n)
+        source = seeded(n)
         shape = (n, 3, size, size)
         pixels = torch.randint(0, 256, shape, dtype=torch.uint8, generator=source)
         tokens = wanted.tokenizer(WORDS[:n])
@@ -319,7 +319,7 @@ def test_other_programs_weights(tmp_path, name):
     wanted = load_model(str(originals(name)), device="cpu")
     export_onnx(wanted, tmp_path)
     own = load_model(tmp_path, device="cpu")
-    tokens = torch.randint(1, 100, (7, 77), generator=torch.Generator().manual_seed(0))
+    tokens = torch.randint(1, 100, (7, 77), generator=seeded(0))
     expected = wanted.encode_text(tokens)
     assert_close(own.encode_text(tokens), expected, rtol=0, atol=1e-5)
 

@@ -6,11 +6,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cloob.functional.bootstrap import bootstrap_interval, stratified_bootstrap
+from support import seeded
 
 
 def test_it_agrees_with_drawing_indices():
     values = torch.tensor([0.0] * 30 + [1.0] * 50 + [4.0] * 20)
-    drawn = torch.Generator().manual_seed(1)
+    drawn = seeded(1)
     index = torch.randint(0, 100, (20_000, 100), generator=drawn)
     ends = torch.quantile(values[index].mean(1), torch.tensor([0.05, 0.95]))
     interval = bootstrap_interval(values, n=20_000, level=0.9)
@@ -65,7 +66,7 @@ def test_stratified_bootstrap_weighs_strata_alike():
 
 
 def test_rows_of_one_group_are_one_sample():
-    once = torch.rand(60, generator=torch.Generator().manual_seed(0))
+    once = torch.rand(60, generator=seeded(0))
     often = once.repeat_interleave(4)
     groups = torch.arange(60).repeat_interleave(4)
     expected = bootstrap_interval(once)

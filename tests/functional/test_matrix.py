@@ -22,6 +22,7 @@ from paper_loops import (
     MEMBERS,
     TooClose,
     contrast_loop,
+    dot,
     objective_loop,
     retrieval_loop,
     sigmoid_loop,
@@ -29,6 +30,7 @@ from paper_loops import (
     value_and_gradients,
     value_and_slope,
 )
+from support import seeded
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 DIRECTION_NAMES = ("info_loob", "info_nce", "sigmoid_loss")
@@ -55,6 +57,18 @@ def rows(n, d, seed, dtype, contiguous, twice):
     return found if contiguous else torch.stack([found, -found], dim=2)[..., 0]
 
 
+def directions(inputs):
+    """A random direction for each input; a scalar moves in proportion, as its
+    derivative can be large where it is small.
+    """
+    generator = seeded(5)
+    along = []
+    for t in inputs:
+        drawn = torch.randn(t.shape, generator=generator, dtype=torch.float64)
+        along.append(drawn if t.ndim else drawn * t)
+    return along
+
+
 def assert_equals(loop, path, inputs, steepness, size=1.0, about=None):
     """Value, and gradient along a random direction, of ``path(*inputs)`` are the
     loop's.
@@ -62,51 +76,32 @@ def assert_equals(loop, path, inputs, steepness, size=1.0, about=None):
     Matrices are in the dtype of the case, scalars in float64. ``steepness`` is what
     multiplies the rounding of a cosine, ``size`` that of a result of usual size.
     """
-    drawn = torch.Generator().manual_seed(5)
-    # A scalar moves in proportion: its derivative can be large where it is small.
-    along = [
-        torch.randn(t.shape, generator=drawn, dtype=torch.float64)
-        * (1.0 if t.ndim else t)
-        for t in inputs
-    ]
+    along = directions(inputs)
     try:
         expected, slope = value_and_slope(loop, inputs, along)
     except TooClose:
         reject()
-    value, gradients = path(*inputs)
+    value, *gradients = path(*inputs)
     low = inputs[0].dtype
-    assert (
-        value.dtype == (torch.float64 if low == torch.float64 else torch.float32)
-        and value.ndim == 0
-    ), about
-    rounding = 10 * torch.finfo(value.dtype).eps * (1 + steepness)
-    assert abs(value.item() - expected) <= rounding * (size + abs(expected)), (
-        value.item(),
-        expected,
-        about,
-    )
-    found = math.fsum(
-        float((g.double() * d).sum()) for g, d in zip(gradients, along, strict=True)
-    )
-    length = sum(
-        float(g.double().norm() * d.norm())
-        for g, d in zip(gradients, along, strict=True)
-    )
-    close = rounding * (length + size * sum(float(d.norm()) for d in along[:2]))
-    close += (
-        torch.finfo(low).eps * length if low != value.dtype else 0.0
-    )  # of the gradient in its own dtype
+    high = torch.float64 if low == torch.float64 else torch.float32
+    assert value.dtype == high, about
+    assert value.ndim == 0, about
+    rounding = 10 * torch.finfo(high).eps * (1 + steepness)
+    error = abs(value.item() - expected)
+    assert error <= rounding * (size + abs(expected)), (value, expected, about)
+    ways = [(g.double(), way) for g, way in zip(gradients, along, strict=True)]
+    found = math.fsum(float((g * way).sum()) for g, way in ways)
+    length = sum(float(g.norm() * way.norm()) for g, way in ways)
+    of_rows = sum(float(way.norm()) for way in along[:2])
+    close = rounding * (length + size * of_rows)
+    if low != high:  # a gradient has the dtype of its rows
+        close += torch.finfo(low).eps * length
     assert abs(found - slope) <= close, (found, slope, close, about)
 
 
-def by_autograd(loss, *inputs):
-    leaves = [t.detach().requires_grad_() for t in inputs]
-    value = loss(*leaves)
-    gradients = torch.autograd.grad(value, leaves, allow_unused=True)
-    return value.detach(), [
-        torch.zeros_like(t) if g is None else g
-        for t, g in zip(leaves, gradients, strict=True)
-    ]
+IDS_OR_NONE = st.none() | st.lists(st.integers(-2, 2), min_size=17, max_size=17)
+MARGINS = st.none() | st.sampled_from([-0.2, 0.02, 0.3])
+BETAS = st.sampled_from([8.0, 1e-3, 0.5, 70.0, 1e3])
 
 
 @st.composite
@@ -114,20 +109,18 @@ def cases(draw):
     """A batch as x, y, τ⁻¹, β and the bias; the member, the ids, and what else is asked
     of it.
     """
-    (contrast, hopfield), n, d = (
-        draw(st.sampled_from(MEMBERS)),
-        draw(st.integers(2, 11)),
-        draw(st.integers(2, 6)),
-    )
-    scale = (
-        "unit" if contrast == "sigmoid" else draw(st.sampled_from(["paper", "unit"]))
-    )
+    contrast, hopfield = draw(st.sampled_from(MEMBERS))
+    n = draw(st.integers(2, 11))
+    d = draw(st.integers(2, 6))
+    scales = ["unit"] if contrast == "sigmoid" else ["paper", "unit"]
+    scale = draw(st.sampled_from(scales))
+    ids = draw(IDS_OR_NONE)
     case = SimpleNamespace(
         n=n,
         member={"contrast": contrast, "hopfield": hopfield, "scale": scale},
-        margin={"exclude_above": draw(st.none() | st.sampled_from([-0.2, 0.02, 0.3]))},
-        ids=draw(st.none() | st.lists(st.integers(-2, 2), min_size=n, max_size=n)),
-        beta=draw(st.sampled_from([8.0, 1e-3, 0.5, 70.0, 1e3])),
+        margin={"exclude_above": draw(MARGINS)},
+        ids=ids and ids[:n],
+        beta=draw(BETAS),
         inv_tau=draw(st.sampled_from([30.0, 1e-3, 1.0, 99.0, 1e3])),
         bias=draw(st.sampled_from([-10.0, 0.0, 3.5])),
         autocast=draw(st.booleans()),
@@ -138,32 +131,23 @@ def cases(draw):
     contiguous = draw(st.booleans())
     twice = draw(st.booleans())
     sides = [rows(n, d, seed + k, dtype, contiguous, twice) for k in (0, 1)]
-    case.inputs = [
-        *sides,
-        *(
-            torch.tensor(s, dtype=torch.float64)
-            for s in (case.inv_tau, case.beta, case.bias)
-        ),
-    ]
-    case.given_ids = None if case.ids is None else torch.tensor(case.ids)
+    case.inputs = [*sides, *scalars(case.inv_tau, case.beta, case.bias)]
+    case.given_ids = None if ids is None else torch.tensor(case.ids)
     return case
 
 
+def scalars(*values):
+    return [torch.tensor(value, dtype=torch.float64) for value in values]
+
+
 def plainly(function, case):
+    asked = {"ids": case.given_ids, **case.member, **case.margin}
+
     def loss(x, y, inv_tau, beta, bias):
         with torch.autocast("cpu", torch.bfloat16, enabled=case.autocast):
-            return function(
-                x,
-                y,
-                inv_tau,
-                beta,
-                bias=bias,
-                ids=case.given_ids,
-                **case.member,
-                **case.margin,
-            )
+            return function(x, y, inv_tau, beta, bias=bias, **asked)
 
-    return by_autograd(loss, *case.inputs)
+    return value_and_gradients(loss, *case.inputs)
 
 
 def in_float64(case):
@@ -171,30 +155,39 @@ def in_float64(case):
     return SimpleNamespace(**vars(case) | {"inputs": inputs, "autocast": False})
 
 
+def module_of(case, backend, **scales):
+    """The objective of a case, in float64; scales that learn start where they are."""
+    if case.member["contrast"] == "sigmoid":
+        scales["bias"] = case.bias
+    objective = ContrastiveObjective(
+        inv_tau=case.inv_tau,
+        beta=case.beta,
+        backend=backend,
+        **case.member,
+        **case.margin,
+        **scales,
+    )
+    objective.double()
+    starts = {"log_inv_tau": case.inv_tau, "log_beta": case.beta}
+    for name, parameter in objective.named_parameters():
+        if name in starts:
+            parameter.data.fill_(math.log(starts[name]))
+    return objective
+
+
 def by_module(case, *, backend="auto", cached=False):
     """By ``ContrastiveObjective``; its scales learn where they can, and fixed ones get
     the gradient of the reference, in float64.
     """
-    x, y, *scalars = case.inputs
-    sigmoid = case.member["contrast"] == "sigmoid"
+    x, y, inv_tau, beta, _ = case.inputs
+    is_sigmoid = case.member["contrast"] == "sigmoid"
     hopfield = case.member["hopfield"]
-    learns = case.member["scale"] == "unit" and (case.inv_tau <= 100 or sigmoid)
-    bias = {"bias": case.bias} if sigmoid else {}
-    scales = {
-        "inv_tau": case.inv_tau,
-        "beta": case.beta,
-        "learnable_inv_tau": learns,
-        "learnable_beta": hopfield,
-    }
-    objective = ContrastiveObjective(
-        backend=backend, **case.member, **case.margin, **scales, **bias
-    ).double()
-    for name, number in (("log_inv_tau", case.inv_tau), ("log_beta", case.beta)):
-        if name in dict(objective.named_parameters()):
-            objective.get_parameter(name).data.fill_(math.log(number))
-    towers = nn.ParameterDict(
-        {"x": x, "y": y}
-    )  # which know the rows of every pair by heart
+    learns = case.member["scale"] == "unit" and (case.inv_tau <= 100 or is_sigmoid)
+    objective = module_of(
+        case, backend, learnable_inv_tau=learns, learnable_beta=hopfield
+    )
+    # which know the rows of every pair by heart
+    towers = nn.ParameterDict({"x": x, "y": y})
     if cached:
         parts = list(torch.arange(case.n).tensor_split(case.cuts))
         encode = lambda part: (towers.x[part], towers.y[part])  # noqa: E731
@@ -205,19 +198,15 @@ def by_module(case, *, backend="auto", cached=False):
         with torch.autocast("cpu", torch.bfloat16, enabled=case.autocast):
             value = objective(towers.x, towers.y, ids=case.given_ids)
         value.backward()
-    found = {
-        name: p.grad
-        for name, p in (*towers.named_parameters(), *objective.named_parameters())
-    }
-    inv_tau, beta, slope = *scalars[:2], [torch.zeros((), dtype=torch.float64)] * 3
-    slope[0] = (
-        found["log_inv_tau"] / inv_tau
-        if learns
-        else plainly(cloob_reference, in_float64(case))[1][2]
-    )
-    slope[1] = found["log_beta"] / beta if hopfield else slope[1]
-    slope[2] = found.get("bias", slope[2])
-    return value.detach(), [found["x"], found["y"], *slope]
+    found = {name: p.grad for name, p in objective.named_parameters()}
+    zero = torch.zeros((), dtype=torch.float64)
+    if learns:
+        by_inv_tau = found["log_inv_tau"] / inv_tau
+    else:
+        by_inv_tau = plainly(cloob_reference, in_float64(case))[3]
+    by_beta = found["log_beta"] / beta if hopfield else zero
+    by_bias = found.get("bias", zero)
+    return value.detach(), towers.x.grad, towers.y.grad, by_inv_tau, by_beta, by_bias
 
 
 PATHS = {
@@ -243,21 +232,13 @@ def test_the_objective_is_the_loop(path, case):
             x, y, inv_tau, beta, bias=bias, ids=case.ids, **case.member, **case.margin
         )
 
-    steepness = case.inv_tau * (1 + case.beta * case.member["hopfield"]) + abs(
-        case.bias
-    )
-    size = {
-        "paper": 2 / case.inv_tau,
-        "unit": case.n if case.member["contrast"] == "sigmoid" else 1,
-    }
-    assert_equals(
-        loop,
-        lambda *_: PATHS[path](case),
-        case.inputs,
-        steepness,
-        size[case.member["scale"]],
-        (path, case),
-    )
+    retrieved = case.beta if case.member["hopfield"] else 0.0
+    steepness = case.inv_tau * (1 + retrieved) + abs(case.bias)
+    size = 2 / case.inv_tau if case.member["scale"] == "paper" else 1.0
+    if case.member["contrast"] == "sigmoid":
+        size = case.n
+    found = lambda *_: PATHS[path](case)  # noqa: E731
+    assert_equals(loop, found, case.inputs, steepness, size, (path, case))
 
 
 DIRECTIONS = st.builds(
@@ -266,8 +247,8 @@ DIRECTIONS = st.builds(
     n=st.integers(1, 7),
     before=st.integers(0, 5),
     after=st.integers(1, 5),
-    ids=st.none() | st.lists(st.integers(-2, 2), min_size=17, max_size=17),
-    exclude_above=st.none() | st.sampled_from([-0.2, 0.02, 0.3]),
+    ids=IDS_OR_NONE,
+    exclude_above=MARGINS,
     id_dtype=st.sampled_from([torch.int64, torch.int32, torch.int8]),
     inv_tau=st.sampled_from([30.0, 1e-3, 1.0, 1e3]),
     bias=st.sampled_from([-10.0, 3.5, -1e3]),
@@ -285,51 +266,41 @@ def test_one_direction_is_the_loop(path, case):
     rank do.
     """
     name = case.name
-    n = case.n
-    before = case.before
-    given_ids = {}
-    margin = {"exclude_above": case.exclude_above}
-    m = before + n + case.after
+    first, last = case.before, case.before + case.n
+    m = last + case.after
+    own = {}
     if case.ids is not None:
-        given_ids = {
-            "ids": case.ids[before : before + n],
-            "candidate_ids": case.ids[:m],
-        }
-    inputs = [
-        rows(k, 5, case.seed + k, case.dtype, case.contiguous, False) for k in (n, m)
+        own = {"ids": case.ids[first:last], "candidate_ids": case.ids[:m]}
+    tensors = {key: torch.tensor(ids, dtype=case.id_dtype) for key, ids in own.items()}
+    margin = {"exclude_above": case.exclude_above}
+    sides = [
+        rows(k, 5, case.seed + k, case.dtype, case.contiguous, False)
+        for k in (case.n, m)
     ]
-    inputs += [
-        torch.tensor(value, dtype=torch.float64) for value in (case.inv_tau, case.bias)
-    ]
+    is_sigmoid = name == "sigmoid_loss"
 
     def loop(a, c, t, b):
-        if name == "sigmoid_loss":
-            return sigmoid_loop(a, c, t, b, before, **given_ids, **margin)
-        return contrast_loop(
-            name.replace("_", ""), a, c, t, before, **given_ids, **margin
-        )
+        if is_sigmoid:
+            return sigmoid_loop(a, c, t, b, first, **own, **margin)
+        contrast = name.replace("_", "")
+        return contrast_loop(contrast, a, c, t, first, **own, **margin)
 
     def loss(a, c, t, b):
-        tensors = {
-            key: torch.tensor(value, dtype=case.id_dtype)
-            for key, value in given_ids.items()
-        }
-        scalars = (t, b) if name == "sigmoid_loss" else (t,)
-        return getattr(path, name)(
-            a, c, *scalars, positive_offset=before, **tensors, **margin
-        )
+        scales = (t, b) if is_sigmoid else (t,)
+        direction = getattr(path, name)
+        return direction(a, c, *scales, positive_offset=first, **tensors, **margin)
 
-    size = m if name == "sigmoid_loss" else 1
-    assert_equals(
-        loop, partial(by_autograd, loss), inputs, case.inv_tau + abs(case.bias), size
-    )
+    inputs = [*sides, *scalars(case.inv_tau, case.bias)]
+    found = partial(value_and_gradients, loss)
+    steepness = case.inv_tau + abs(case.bias)
+    assert_equals(loop, found, inputs, steepness, m if is_sigmoid else 1)
 
 
 @BACKENDS
 @given(
     n=st.integers(1, 8),
     m=st.integers(1, 8),
-    beta=st.sampled_from([8.0, 1e-3, 0.5, 70.0, 1e3]),
+    beta=BETAS,
     dtype=st.sampled_from(DTYPES),
     contiguous=st.booleans(),
     twice=st.booleans(),
@@ -340,28 +311,20 @@ def test_retrieval_is_the_loop(path, n, m, beta, dtype, contiguous, twice, seed)
     """From a memory of other patterns, of which one may be there twice; each element
     weighed at random.
     """
-    weights = torch.randn(
-        n, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)
-    )
-    inputs = [
-        rows(n, 4, seed, dtype, contiguous, False),
-        rows(m, 4, seed + 1, dtype, contiguous, twice),
-    ]
+    weights = torch.randn(n, 4, generator=seeded(seed), dtype=torch.float64)
+    state = rows(n, 4, seed, dtype, contiguous, False)
+    stored = rows(m, 4, seed + 1, dtype, contiguous, twice)
 
     def loop(state, stored, beta):
         found = retrieval_loop(state, stored, beta)
-        return sum(
-            w * v
-            for ws, vs in zip(weights.tolist(), found, strict=True)
-            for w, v in zip(ws, vs, strict=True)
-        )
+        return sum(map(dot, weights.tolist(), found))
 
     def loss(state, stored, beta):
         found = path.hopfield_retrieval(state, stored, beta)
         return (found * weights.to(found.dtype)).sum()
 
-    inputs.append(torch.tensor(beta, dtype=torch.float64))
-    assert_equals(loop, partial(by_autograd, loss), inputs, beta, n)
+    inputs = [state, stored, *scalars(beta)]
+    assert_equals(loop, partial(value_and_gradients, loss), inputs, beta, n)
 
 
 @BACKENDS

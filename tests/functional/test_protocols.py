@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cloob.functional import protocols, ranking
-from support import raises
+from support import raises, seeded
 
 
 def drawn(n, g, seed, coarse):
     """Queries and a gallery; ``coarse`` ones have many ties."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeded(seed)
     rows = torch.randn(n + g, 3, generator=generator, dtype=torch.float64)
     rows = rows.round() if coarse else rows
     return rows[:n], rows[n:]
@@ -53,7 +53,7 @@ def test_the_numbers_of_a_gallery_are_the_loops(n, seed, coarse):
 @settings(max_examples=40, deadline=None)
 def test_ranks_among_candidates_are_the_loops(n, g, seed, coarse):
     x, y = drawn(n, g, seed, coarse)
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeded(seed)
     pairs = []
     right = []
     for i in range(n):
@@ -95,7 +95,7 @@ def test_all_candidates_are_the_gallery_and_bad_rows_are_last():
 @pytest.mark.parametrize("n_right", [1, 3])
 def test_chance_is_what_scores_without_any_meaning_reach(n_right):
     """Galleries of two sizes; any of the right rows is an answer."""
-    generator = torch.Generator().manual_seed(0)
+    generator = seeded(0)
     kinds = torch.tensor([[n_right, 39], [1, 24]])
     n_right, n_wrong = kinds[torch.arange(60_000) % 2].T
     scores = torch.rand(60_000, 42, generator=generator)
@@ -131,7 +131,7 @@ def test_every_way_has_its_chance_and_intervals():
     assert found["chance_choose_20"] == pytest.approx(0.05)
     assert found["chance_median_rank"] == 10.5
     assert "a_to_b_median_rank_interval" not in found
-    order = torch.randperm(40, generator=torch.Generator().manual_seed(0))
+    order = torch.randperm(40, generator=seeded(0))
     ranks = tuple(side[order] for side in ranks)
     again = protocols.pair_numbers(ranks, ids[order], units=torch.arange(20) // 4)
     assert again.keys() == found.keys()
@@ -141,7 +141,7 @@ def test_every_way_has_its_chance_and_intervals():
 
 @pytest.mark.parametrize("n", [1, 5, 6, 40, 151])
 def test_the_interval_of_a_median_covers_it(n):
-    generator = torch.Generator().manual_seed(n)
+    generator = seeded(n)
     covered = 0
     draws = 400
     for _ in range(draws):

@@ -5,6 +5,7 @@ Over ranks: ``test_distributed.py``.
 """
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -28,7 +29,7 @@ from paper_loops import (
     value_and_gradients,
     value_and_slope,
 )
-from support import raises
+from support import raises, seeded
 
 CONTRASTS = ("infoloob", "infonce", "sigmoid")
 contrasts = pytest.mark.parametrize("contrast", CONTRASTS)
@@ -65,7 +66,7 @@ def cases(draw):
     m = draw(st.integers(2, 6))
     kind = draw(st.sampled_from(["none", "dense", "columns"]))
     n = min(n, m) if kind == "none" else n
-    generator = torch.Generator().manual_seed(draw(st.integers(0, 10**6)))
+    generator = seeded(draw(st.integers(0, 10**6)))
     size = draw(st.sampled_from([0.1, 1.0, 30.0, 1e3, 1e6]))
     scores = size * torch.randn(n, m, generator=generator, dtype=torch.float64)
     if draw(st.booleans()):  # one score beats all others
@@ -85,29 +86,28 @@ def cases(draw):
 def test_a_contrast_of_scores_is_the_loop(case):
     scores, contrast, options, dense = case
     lists = [dense.tolist(), options["weights"].tolist(), options["mask"].tolist()]
-    along = torch.randn(
-        scores.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64
-    )
-    expected, slope = value_and_slope(
-        lambda rows: scores_loop(rows, contrast, *lists), [scores], [along]
-    )
-    value, gradient = value_and_gradients(
-        lambda s: contrast_scores(s, contrast, **options), scores
-    )
+    along = torch.randn(scores.shape, generator=seeded(1), dtype=torch.float64)
+
+    def loop(rows):
+        return scores_loop(rows, contrast, *lists)
+
+    def loss(s):
+        return contrast_scores(s, contrast, **options)
+
+    expected, slope = value_and_slope(loop, [scores], [along])
+    value, gradient = value_and_gradients(loss, scores)
     size = 1 + float(scores.abs().max())
     assert abs(float(value) - expected) <= 1e-13 * size
-    assert abs(float((gradient * along).sum()) - slope) <= 1e-12 * float(along.norm())
+    found = float((gradient * along).sum())
+    assert abs(found - slope) <= 1e-12 * float(along.norm())
 
     low = scores.float()
-    in_float32 = value_and_gradients(
-        lambda s: contrast_scores(s, contrast, **options), low
-    )
-    exact = value_and_gradients(
-        lambda s: contrast_scores(s, contrast, **options), low.double()
-    )
-    assert in_float32[0].dtype == torch.float32
-    assert abs(float(in_float32[0]) - float(exact[0])) <= 1e-6 * size
-    assert float((in_float32[1] - exact[1]).norm()) <= 1e-5 * (1e-3 + exact[1].norm())
+    value, gradient = value_and_gradients(loss, low)
+    exact, exact_gradient = value_and_gradients(loss, low.double())
+    assert value.dtype == torch.float32
+    assert abs(float(value) - float(exact)) <= 1e-6 * size
+    error = float((gradient - exact_gradient).norm())
+    assert error <= 1e-5 * (1e-3 + exact_gradient.norm())
 
 
 @pytest.mark.parametrize("size", [1e2, 1e5, 1e30, 1e38])
@@ -118,19 +118,17 @@ def test_all_finite_scores_have_a_finite_loss_and_gradient(contrast, size):
     )
     thirds = torch.full((4, 3), 1 / 3)
     everything = torch.ones(4, 3, dtype=torch.bool)
-    for mask in (None, everything):
-        value, gradient = value_and_gradients(
-            lambda s, m=mask: contrast_scores(s, contrast, targets=thirds, mask=m),
-            scores,
-        )
+    spoilt = scores[:3].clone()
+    spoilt[0, 2] = -torch.inf  # a candidate that is none
+    for matrix, options in (
+        (scores, {"targets": thirds}),
+        (scores, {"targets": thirds, "mask": everything}),
+        (spoilt, {}),
+    ):
+        loss = partial(contrast_scores, contrast=contrast, **options)
+        value, gradient = value_and_gradients(loss, matrix)
         assert value.isfinite()
         assert gradient.isfinite().all()
-    scores[0, 2] = -torch.inf  # a candidate that is none
-    value, gradient = value_and_gradients(
-        lambda s: contrast_scores(s[:3], contrast), scores
-    )
-    assert value.isfinite()
-    assert gradient.isfinite().all()
 
 
 def test_a_tiny_infonce_keeps_its_digits():
@@ -149,7 +147,7 @@ def test_shifted_exchanged_and_lowered_scores(contrast):
     """A softmax ignores what a row shares; the order of rows and columns is nobody's;
     autocast and float16 change nothing but the rounding of what is given.
     """
-    generator = torch.Generator().manual_seed(0)
+    generator = seeded(0)
     scores = torch.randn(5, 5, generator=generator)
     shares = torch.rand(5, 5, generator=generator).softmax(1)
     weights = torch.rand(5, generator=generator)
@@ -180,7 +178,7 @@ def objectives(draw):
     """A member, pairs, targets and weights."""
     contrast, hopfield = draw(st.sampled_from(MEMBERS))
     n = draw(st.integers(2, 9))
-    generator = torch.Generator().manual_seed(draw(st.integers(0, 10**6)))
+    generator = seeded(draw(st.integers(0, 10**6)))
     kind = draw(st.sampled_from(["none", "dense", "columns"]))
     targets, dense = drawn_targets(kind, n, n, generator, contrast != "sigmoid")
     weights = draw(st.sampled_from([None, "drawn"]))
@@ -200,35 +198,27 @@ def objectives(draw):
 @pytest.mark.filterwarnings("ignore:ids or exclude_above leave no anchor")
 def test_every_path_of_an_objective_with_targets_is_the_loop(case):
     member, (x, y), targets, dense, weights, ids = case
-    tau, beta = (torch.tensor(v, dtype=torch.float64) for v in (11.0, 6.0))
     bias = -2.0 if member["contrast"] == "sigmoid" else 0.0
     listed = [1.0] * len(x) if weights is None else weights.tolist()
-    generator = torch.Generator().manual_seed(3)
-    inputs = [x, y, tau, beta]
+    inputs = [x, y, *(torch.tensor(v, dtype=torch.float64) for v in (11.0, 6.0))]
+    generator = seeded(3)
     along = [torch.randn(t.shape, generator=generator).double() for t in inputs]
-    expected, slope = value_and_slope(
-        lambda *values: targets_loop(
-            *values,
-            member["contrast"],
-            member["hopfield"],
-            dense.tolist(),
-            listed,
-            ids,
-            bias,
-            member["scale"],
-        ),
-        inputs,
-        along,
-    )
-    said = {
+    asked = {
+        **member,
+        "shares": dense.tolist(),
+        "weights": listed,
+        "ids": ids,
+        "bias": bias,
+    }
+    expected, slope = value_and_slope(partial(targets_loop, **asked), inputs, along)
+    labels = {
         "targets": targets,
         "weights": weights,
         "ids": None if ids is None else torch.tensor(ids),
     }
     for path in (cloob_reference, cloob_streamed):
-        value, *gradients = value_and_gradients(
-            lambda *t, path=path: path(*t, bias=bias, **member, **said), *inputs
-        )
+        loss = partial(path, bias=bias, **member, **labels)
+        value, *gradients = value_and_gradients(loss, *inputs)
         assert abs(float(value) - expected) <= 1e-12 * (1 + abs(expected))
         found = sum(float((g * d).sum()) for g, d in zip(gradients, along, strict=True))
         assert abs(found - slope) <= 1e-10 * (1 + abs(slope))
@@ -237,7 +227,8 @@ def test_every_path_of_an_objective_with_targets_is_the_loop(case):
         module = ContrastiveObjective(
             inv_tau=11.0, beta=6.0, backend=backend, **member, **start
         )
-        assert abs(module(x, y, **said).item() - expected) <= 1e-6 * (1 + abs(expected))
+        found = module(x, y, **labels).item()
+        assert abs(found - expected) <= 1e-6 * (1 + abs(expected))
 
 
 def test_cached_backward_passes_targets_and_weights_on():
@@ -263,7 +254,7 @@ def test_cached_backward_passes_targets_and_weights_on():
 
 def test_targets_go_through_torch_func_and_second_derivatives():
     x, y = pairs(6, 4)
-    generator = torch.Generator().manual_seed(0)
+    generator = seeded(0)
     shares = torch.rand(6, 6, generator=generator, dtype=torch.float64).softmax(1)
     said = {"targets": shares, "weights": shares[0]}
     for name in ("cloob", "clip"):

@@ -6,10 +6,11 @@ from torch.testing import assert_close
 
 from cloob import Head
 from cloob.heads.head import Members, fit_members, head_of, unit_rows
+from support import seeded
 
 
 def rows(n, width, seed=0):
-    return torch.randn(n, width, generator=torch.Generator().manual_seed(seed)).double()
+    return torch.randn(n, width, generator=seeded(seed)).double()
 
 
 @pytest.mark.parametrize("standardise", ["one", "column"])

@@ -17,7 +17,7 @@ from cloob.heads.cleaning import suspicious_pairs, without
 from cloob.heads.matrix import pairs_of
 from cloob.heads.suspects import suspicion
 from cloob.heads.wrong_share import estimate_wrong_share
-from support import raises
+from support import raises, seeded
 
 quick = settings(max_examples=10, deadline=None)
 
@@ -34,7 +34,7 @@ def views(n, seed=0, noise=0.5):
 
 def swapped(b, share, seed=0):
     """A share of the rows of b swapped among each other, and which."""
-    some = torch.randperm(len(b), generator=torch.Generator().manual_seed(seed))
+    some = torch.randperm(len(b), generator=seeded(seed))
     some = some[: round(share * len(b))]
     b = b.clone()
     b[some] = b[some.roll(1)]
@@ -84,7 +84,7 @@ def test_probabilities_are_those_of_being_wrong():
 def test_a_permutation_of_the_rows_permutes_the_answer(seed, n, repeats):
     a, b = views(n, seed)
     ids = torch.arange(n) // repeats
-    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(n, generator=seeded(seed))
     for chosen in (ids, None):
         if chosen is not None and n // repeats < 12:
             continue

@@ -17,7 +17,7 @@ from paper_loops import (
     value_and_gradients,
     value_and_slope,
 )
-from support import on_ranks
+from support import on_ranks, seeded
 
 N = 5
 M = 7
@@ -25,7 +25,7 @@ D = 4
 
 
 def rows(*sizes, dtype=torch.float64):
-    generator = torch.Generator().manual_seed(0)
+    generator = seeded(0)
     drawn = [torch.randn(n, D, generator=generator, dtype=dtype) for n in sizes]
     return [F.normalize(side, dim=1).requires_grad_() for side in drawn]
 
@@ -55,7 +55,7 @@ def test_equals_the_formula(name, path):
     contrast = partial(contrast_with_negatives, objective)
     loss, *gradients = value_and_gradients(contrast, *given)
     at = [side.detach() for side in given]
-    drawn = torch.Generator().manual_seed(0)
+    drawn = seeded(0)
     for _ in range(3):
         along = [torch.randn(side.shape, generator=drawn).double() for side in given]
         value, slope = value_and_slope(partial(by_loops, objective), at, along)

@@ -20,7 +20,7 @@ from cloob.functional import cloob_reference
 from cloob.interop.open_clip import OpenClipLoss, Options, installed, run
 from cloob.models.importing import open_clip
 from cloob.models.towers import create_model
-from support import torchrun
+from support import seeded, torchrun
 
 for package in ("open_clip", "pandas", "webdataset"):
     pytest.importorskip(
@@ -39,7 +39,7 @@ pytestmark = pytest.mark.filterwarnings(
 
 
 def features(n=6, d=5):
-    generator = torch.Generator().manual_seed(0)
+    generator = seeded(0)
     rows = torch.randn(2, n, d, generator=generator)
     x, y = F.normalize(rows, dim=2)
     return x.requires_grad_(), y.requires_grad_()

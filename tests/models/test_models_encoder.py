@@ -46,7 +46,15 @@ from cloob.models.tokenizer import (
 from cloob.models.towers import create_model
 from cloob.objective import make_objective
 from make import noise_image, tiny_model
-from support import fill_hub_cache, free_port, raises, read_json, run_cloob, use_hub
+from support import (
+    fill_hub_cache,
+    free_port,
+    raises,
+    read_json,
+    run_cloob,
+    seeded,
+    use_hub,
+)
 
 TEXTS = ["a red apple", "bus", "two dogs in the rain"]
 
@@ -254,9 +262,7 @@ def test_the_padding_has_no_part_in_an_embedding_nor_in_a_gradient(custom):
             short = encoder.encode_text(texts)
             padded = encoder.model.encode_text(encoder.tokenizer(texts))
         assert_close(short, F.normalize(padded, dim=1), rtol=0, atol=2e-6)
-    weights = torch.randn(
-        2, encoder.embed_dim, generator=torch.Generator().manual_seed(0)
-    )
+    weights = torch.randn(2, encoder.embed_dim, generator=seeded(0))
 
     def gradients(rows):
         encoder.zero_grad()
@@ -332,7 +338,7 @@ def test_pixels_are_open_clips(mode, interpolation, width, height, seed):
         256,
         (height, width, 3),
         dtype=torch.uint8,
-        generator=torch.Generator().manual_seed(seed),
+        generator=seeded(seed),
     )
     image = Image.fromarray(noise.numpy())
     config = {"size": SIZE, "interpolation": interpolation, "resize_mode": mode}

@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from cloob.training.optim import Average
+from support import seeded
 
 
 class Sides(nn.Module):
@@ -24,7 +25,7 @@ class Sides(nn.Module):
 
 
 def change(module, seed):
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeded(seed)
     with torch.no_grad():
         for name, value in {**dict(module.named_parameters())}.items():
             assert name

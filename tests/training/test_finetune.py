@@ -28,7 +28,7 @@ from cloob.training.optim import (
 )
 from cloob.training.pairs import make_loader
 from cloob.training.step import StepBatch, Stepper, TowersWithLoss
-from support import raises
+from support import raises, seeded
 
 CPU = torch.device("cpu")
 
@@ -195,7 +195,7 @@ def two_steps(name, micro, config=None):
     module = TowersWithLoss(encoder, make_objective("cloob")).train()
     trained = [p for p in module.parameters() if p.requires_grad]
     stepper = Stepper(module, torch.optim.SGD(trained, lr=1.0), 0.0, micro)
-    generator = torch.Generator().manual_seed(5)
+    generator = seeded(5)
     shape = 6, 3, encoder.image_size, encoder.image_size
     images = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
     tokens = encoder.tokenizer([f"number {i}" for i in range(6)])

@@ -19,7 +19,7 @@ from torch.testing import assert_close
 from cloob import ContrastiveObjective
 from cloob.objective import NonFiniteFeaturesError, make_objective
 from cloob.training.gradcache import cached_backward
-from support import on_ranks, raises
+from support import on_ranks, raises, seeded
 
 N = 12
 D = 6
@@ -80,7 +80,7 @@ class Whole(nn.Module):
 
 
 def batch():
-    draw = torch.Generator().manual_seed(0)
+    draw = seeded(0)
     return torch.randn(N, 5, generator=draw), torch.randn(N, 7, generator=draw)
 
 
@@ -163,7 +163,7 @@ def test_the_objective_is_in_float32_within_the_callers_autocast():
     """Rows in a narrow cone: in bfloat16 little would be left of the gradient of
     retrieval.
     """
-    drawn = torch.Generator().manual_seed(1)
+    drawn = seeded(1)
     axis = F.normalize(torch.randn(D, generator=drawn), dim=0)
     rows = [
         F.normalize(0.95 * axis + 0.1 * torch.randn(64, D, generator=drawn), dim=1)

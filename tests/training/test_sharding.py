@@ -25,7 +25,7 @@ from cloob.training.config import TrainConfig
 from cloob.training.loop import train
 from cloob.training.optim import make_optimizer
 from cloob.training.step import StepBatch, Stepper, TowersWithLoss
-from support import fork, on_ranks
+from support import fork, on_ranks, seeded
 
 CPU = torch.device("cpu")
 RANKS = 2
@@ -42,7 +42,7 @@ SETTINGS = {
 
 def batch(rank, size, context):
     """Ranks have different data, and different numbers of them."""
-    generator = torch.Generator().manual_seed(rank)
+    generator = seeded(rank)
     n = 5 - rank
     images = torch.randint(
         0, 256, (n, 3, size, size), generator=generator, dtype=torch.uint8

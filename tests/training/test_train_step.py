@@ -17,7 +17,7 @@ from cloob.training import step_log
 from cloob.training.callbacks import Callback
 from cloob.training.loop import train
 from cloob.training.step import StepBatch, Stepper, TowersWithLoss
-from support import read_lines
+from support import read_lines, seeded
 
 
 class Towers(nn.Module):
@@ -49,7 +49,7 @@ class Towers(nn.Module):
 
 
 def batch():
-    draw = torch.Generator().manual_seed(3)
+    draw = seeded(3)
     return torch.randn(6, 5, generator=draw), torch.randn(6, 3, generator=draw)
 
 

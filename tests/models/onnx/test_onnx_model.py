@@ -25,7 +25,7 @@ from cloob.models.runs import ONNX_FILE
 from cloob.search.index import Index
 from cloob.search.update import UpdateOptions
 from make import noise_image, picture
-from support import made_once, raises, read_json, refused, run_cloob, run_script
+from support import made_once, raises, read_json, refused, run_cloob, run_script, seeded
 
 
 @pytest.fixture(scope="session")
@@ -83,7 +83,7 @@ def loaded(exported):
 
 @pytest.mark.parametrize("n", [0, 1, 7, 45])
 def test_rows_are_the_models(model, loaded, n):
-    generator = torch.Generator().manual_seed(n)
+    generator = seeded(n)
     shape = n, 3, 64, 64
     pixels = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
     for images in (pixels, pixels.float() / 255):

@@ -26,7 +26,7 @@ from cloob.models import source as hub
 from cloob.models.importing import open_clip
 from cloob.models.source import PUBLIC, PublicFile, PublicModel
 from make import noise_image, web
-from support import fork, originals, raises, read_json
+from support import fork, originals, raises, read_json, seeded
 
 CLIP = {
     "embed_dim": 16,
@@ -116,7 +116,7 @@ def inputs():
     """Pictures, and tokens with their end at different places; the end is the last
     word.
     """
-    source = torch.Generator().manual_seed(5)
+    source = seeded(5)
     images = torch.randn(6, 3, 32, 32, generator=source)
     tokens = torch.randint(5, 38, (6, 77), generator=source)
     for row, length in zip(tokens, (3, 9, 20, 76, 40, 12), strict=True):
