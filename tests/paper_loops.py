@@ -25,12 +25,17 @@ MEMBER_IDS = [
 ]
 
 
+def normalised(rows):
+    """Of unit length."""
+    return rows / rows.norm(dim=1, keepdim=True)
+
+
 def unit(n, d, seed=0, dtype=torch.float64):
     """(n, d) random unit rows."""
     rows = torch.randn(
         n, d, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)
     )
-    return (rows / rows.norm(dim=1, keepdim=True)).to(dtype)
+    return normalised(rows).to(dtype)
 
 
 def pairs(n, d, noise=2.0, seed=0, dtype=torch.float64):
@@ -38,8 +43,7 @@ def pairs(n, d, noise=2.0, seed=0, dtype=torch.float64):
     nothing is saturated.
     """
     common = unit(n, d, seed)
-    sides = (common + noise * unit(n, d, seed + k) for k in (1, 2))
-    x, y = (side / side.norm(dim=1, keepdim=True) for side in sides)
+    x, y = (normalised(common + noise * unit(n, d, seed + k)) for k in (1, 2))
     return x.to(dtype), y.to(dtype)
 
 

@@ -17,12 +17,10 @@ def pairs(n, seed, *, of_a=7, of_b=4):
     """Two views of one cause, with columns of unlike units, and far from zero."""
     rng = np.random.default_rng(seed)
     cause = rng.normal(size=(n, 3))
-    a = (cause @ rng.normal(size=(3, of_a)) + rng.normal(size=(n, of_a))) * rng.uniform(
-        0.1, 9, of_a
-    ) + 50
-    return torch.from_numpy(a), torch.from_numpy(
-        cause @ rng.normal(size=(3, of_b)) + rng.normal(size=(n, of_b))
-    )
+    a = cause @ rng.normal(size=(3, of_a)) + rng.normal(size=(n, of_a))
+    a = a * rng.uniform(0.1, 9, of_a) + 50
+    b = cause @ rng.normal(size=(3, of_b)) + rng.normal(size=(n, of_b))
+    return torch.from_numpy(a), torch.from_numpy(b)
 
 
 @given(
@@ -47,22 +45,21 @@ def test_directions_solve_the_generalised_eigenproblem(n, seed, ridge, by_column
     left[7:, :7] = y.T @ x / n
     for side, at in ((x, slice(0, 7)), (y, slice(7, 11))):
         covariance = side.T @ side / n
-        right[at, at] = covariance + ridge * np.trace(covariance) / len(
-            covariance
-        ) * np.eye(len(covariance))
+        width = len(covariance)
+        lift = ridge * np.trace(covariance) / width
+        right[at, at] = covariance + lift * np.eye(width)
     values, vectors = (part[..., ::-1][..., :4] for part in eigh(left, right))
     (directions,) = canonical_directions(
         PairMoments.of(a, b), [ridge], by_column=by_column
     )
     assert np.allclose(directions.correlations, values, atol=1e-8)
-    expected = (
-        (x @ vectors[:7] * values**2) @ (y @ vectors[7:]).T * 2
-    )  # both sides of unit variance: a factor √2 each
+    scaled = x @ vectors[:7] * values**2
+    # both sides of unit variance: a factor √2 each
+    expected = scaled @ (y @ vectors[7:]).T * 2
     of_a, of_b = directions.weighted(1.0)
     found = (a - a.mean(0)) @ of_a @ ((b - b.mean(0)) @ of_b).T
-    assert np.allclose(
-        found, expected, atol=1e-8 * max(1.0, float(np.abs(expected).max()))
-    )
+    largest = max(1.0, float(np.abs(expected).max()))
+    assert np.allclose(found, expected, atol=1e-8 * largest)
 
 
 def test_with_hardly_a_ridge_it_is_scikit_learns():
@@ -71,11 +68,8 @@ def test_with_hardly_a_ridge_it_is_scikit_learns():
     """
     a, b = pairs(300, 0)
     (directions,) = canonical_directions(PairMoments.of(a, b), [1e-12])
-    x, y = (
-        CCA(n_components=3, max_iter=5000, tol=1e-12)
-        .fit(a.numpy(), b.numpy())
-        .transform(a.numpy(), b.numpy())
-    )
+    cca = CCA(n_components=3, max_iter=5000, tol=1e-12)
+    x, y = cca.fit_transform(a.numpy(), b.numpy())
     theirs = [np.corrcoef(x[:, k], y[:, k])[0, 1] for k in range(3)]
     assert directions.correlations[:3].tolist() == pytest.approx(theirs, abs=1e-5)
 
@@ -99,7 +93,8 @@ def test_moments_of_blocks_add():
 
 def test_a_column_that_is_constant_brings_nothing():
     a, b = pairs(50, 1)
-    constant = torch.cat([a, torch.full((50, 1), 0.1, dtype=torch.float32).double()], 1)
+    tenth = torch.full((50, 1), 0.1, dtype=torch.float32)
+    constant = torch.cat([a, tenth.double()], 1)
     for by_column in (False, True):
         (with_it,) = canonical_directions(
             PairMoments.of(constant, b), [0.1], by_column=by_column

@@ -2,6 +2,7 @@
 and definitions.
 """
 
+import itertools
 import math
 
 import pytest
@@ -30,27 +31,23 @@ MEASURES = {
 each_measure = pytest.mark.parametrize("name", MEASURES)
 
 
-def square_distances(x):
-    n = len(x)
-    pairs = [(i, j) for i in range(n) for j in range(i)]
-    return [float((x[i] - x[j]).square().sum()) for i, j in pairs]
+def distances(x):
+    return [math.dist(a, b) for a, b in itertools.combinations(x.tolist(), 2)]
 
 
 def ajne_loop(x):
-    angles = [2 * math.asin(min(1, math.sqrt(d) / 2)) for d in square_distances(x)]
+    angles = [2 * math.asin(min(1, d / 2)) for d in distances(x)]
     return len(x) / 4 - sum(angles) / (math.pi * len(x))
 
 
 def uniformity_loop(x):
-    potentials = [math.exp(-2 * d) for d in square_distances(x)]
+    potentials = [math.exp(-2 * d**2) for d in distances(x)]
     return math.log(sum(potentials) / len(potentials))
 
 
 def alignment_loop(x, y):
-    squares = [
-        math.dist(a, b) ** 2 for a, b in zip(x.tolist(), y.tolist(), strict=True)
-    ]
-    return sum(squares) / len(squares)
+    lengths = map(math.dist, x.tolist(), y.tolist())
+    return sum(length**2 for length in lengths) / len(x)
 
 
 def saturation_loop(x, y, inv_tau):

@@ -332,16 +332,21 @@ def test_retrieval_is_the_loop(path, n, m, beta, dtype, contiguous, twice, seed)
 @pytest.mark.parametrize("inv_tau", [1e3, 1e5])
 def test_far_from_overflow_in_float32(path, ids, inv_tau):
     """Masks are −∞: at 1e5 a sentinel of −1e4 would win against the negative."""
-    axis = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [1.0, 0.0]])[
-        : 2 if ids is None else 3
-    ]
-    own = None if ids is None else torch.tensor(ids)
+    axis = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [1.0, 0.0]])
+    own = None
+    if ids is None:
+        axis = axis[:2]
+    else:
+        own = torch.tensor(ids)
 
     def of(name, anchors, candidates):
         args = (inv_tau, 0.0) if name == "sigmoid_loss" else (inv_tau,)
-        value, *gradients = value_and_gradients(
-            lambda a, c: getattr(path, name)(a, c, *args, ids=own), anchors, candidates
-        )
+        direction = getattr(path, name)
+
+        def loss(a, c):
+            return direction(a, c, *args, ids=own)
+
+        value, *gradients = value_and_gradients(loss, anchors, candidates)
         for g in gradients:
             assert g.isfinite().all()
         return value.item()

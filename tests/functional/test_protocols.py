@@ -32,7 +32,8 @@ def test_the_numbers_of_a_gallery_are_the_loops(n, seed, coarse):
     x, y = drawn(n, n, seed, coarse)
     ranks = ranking.ranks(x, y, torch.arange(n))
     scores = (x @ y.T).tolist()
-    places = [1 + lost(row, i, {*range(n)} - {i}) for i, row in enumerate(scores)]
+    others = [{*range(n)} - {i} for i in range(n)]
+    places = [1 + lost(row, i, others[i]) for i, row in enumerate(scores)]
     found = protocols.reciprocal_ranks(ranks)
     assert found.tolist() == pytest.approx([1 / place for place in places])
     for share in (0.001, 0.01, 0.05, 0.25, 0.5, 1.0):
@@ -42,7 +43,7 @@ def test_the_numbers_of_a_gallery_are_the_loops(n, seed, coarse):
     for n_choices in (2, 3, n):
         expected = []
         for i, row in enumerate(scores):
-            draws = [*itertools.combinations({*range(n)} - {i}, n_choices - 1)]
+            draws = [*itertools.combinations(others[i], n_choices - 1)]
             won = [lost(row, i, draw) == 0 for draw in draws]
             expected.append(sum(won) / len(won))
         found = protocols.choose_one(ranks, n_choices, n)
@@ -100,8 +101,9 @@ def test_chance_is_what_scores_without_any_meaning_reach(n_right):
     n_right, n_wrong = kinds[torch.arange(60_000) % 2].T
     scores = torch.rand(60_000, 42, generator=generator)
     places = torch.arange(42)
-    right = scores.masked_fill(places >= n_right[:, None], -1).amax(1, keepdim=True)
-    is_wrong = (places >= n_right[:, None]) & (places < (n_right + n_wrong)[:, None])
+    is_other = places >= n_right[:, None]
+    right = scores.masked_fill(is_other, -1).amax(1, keepdim=True)
+    is_wrong = is_other & (places < (n_right + n_wrong)[:, None])
     ranks = ((scores > right) & is_wrong).sum(1)
     ranked = protocols.Ranked(ranks, n_right, n_wrong)
     found = protocols.numbers("way", ranked, torch.arange(60_000))
@@ -110,7 +112,8 @@ def test_chance_is_what_scores_without_any_meaning_reach(n_right):
     assert "@1%" in ends
     assert "_mrr" in ends
     for end in ends:
-        assert found[f"way{end}"] == pytest.approx(found[f"chance{end}"], rel=0.04), end
+        chance = pytest.approx(found[f"chance{end}"], rel=0.04)
+        assert found[f"way{end}"] == chance, end
 
 
 def test_a_share_of_the_gallery_is_whole_rows():

@@ -154,11 +154,10 @@ def test_shifted_exchanged_and_lowered_scores(contrast):
     whole = contrast_scores(scores, contrast, targets=shares, weights=weights)
     rows = torch.randperm(5, generator=generator)
     columns = torch.randperm(5)
+    moved_scores = scores[rows][:, columns]
+    moved_shares = shares[rows][:, columns]
     moved = contrast_scores(
-        scores[rows][:, columns],
-        contrast,
-        targets=shares[rows][:, columns],
-        weights=weights[rows],
+        moved_scores, contrast, targets=moved_shares, weights=weights[rows]
     )
     assert_close(moved, whole)
     if contrast != "sigmoid":
@@ -200,7 +199,9 @@ def test_every_path_of_an_objective_with_targets_is_the_loop(case):
     member, (x, y), targets, dense, weights, ids = case
     bias = -2.0 if member["contrast"] == "sigmoid" else 0.0
     listed = [1.0] * len(x) if weights is None else weights.tolist()
-    inputs = [x, y, *(torch.tensor(v, dtype=torch.float64) for v in (11.0, 6.0))]
+    inv_tau = torch.tensor(11.0, dtype=torch.float64)
+    beta = torch.tensor(6.0, dtype=torch.float64)
+    inputs = [x, y, inv_tau, beta]
     generator = seeded(3)
     along = [torch.randn(t.shape, generator=generator).double() for t in inputs]
     asked = {
@@ -264,12 +265,9 @@ def test_targets_go_through_torch_func_and_second_derivatives():
         assert_close(found, expected)
     for contrast in CONTRASTS:
         scores = torch.randn(4, 4, generator=generator, dtype=torch.float64)
-        assert torch.autograd.gradgradcheck(
-            lambda s, c=contrast: contrast_scores(
-                s, c, targets=shares[:4, :4].softmax(1)
-            ),
-            scores.requires_grad_(),
-        )
+        targets = shares[:4, :4].softmax(1)
+        loss = partial(contrast_scores, contrast=contrast, targets=targets)
+        assert torch.autograd.gradgradcheck(loss, scores.requires_grad_())
     streamed = cloob.make_objective("clip", backend="streamed")
     raises(RuntimeError, "reference", torch.func.grad(streamed), x, y, **said)
 

@@ -20,6 +20,7 @@ from paper_loops import (
     MEMBERS,
     count_flops,
     joint,
+    normalised,
     pairs,
     relative_error,
     unit,
@@ -76,9 +77,8 @@ def test_float32_is_as_exact_as_the_reference(contrast, hopfield):
     """With unshifted sums, and with a running maximum."""
     for n, beta in ((TILE, 8.0), (3 * TILE + 5, 8.0), (4 * STRIP, 70.0)):
         inputs = (*pairs(n, 16, seed=n), *scalars(10.0, beta))
-        assert_as_exact(
-            *inputs, ids=torch.arange(n) // 2 * 7 % 10, **member(contrast, hopfield)
-        )
+        ids = torch.arange(n) // 2 * 7 % 10
+        assert_as_exact(*inputs, ids=ids, **member(contrast, hopfield))
 
 
 def test_tiles_of_the_real_size():
@@ -131,8 +131,7 @@ def test_close_embeddings_stay_accurate(contrast, hopfield):
     # Rows in a narrow cone, as early in training: all logits are near τ⁻¹, and bfloat16
     # alone would round them to 1/8; what retrieval then averages is closer still.
     cone = unit(1, 256, 9)
-    x, y = (4.0 * cone + side for side in pairs(256, 256))
-    x, y = (side / side.norm(dim=1, keepdim=True) for side in (x, y))
+    x, y = (normalised(4.0 * cone + side) for side in pairs(256, 256))
     options = member(contrast, hopfield)
     given = [x, y, *scalars(30.0, 8.0)]
     _, *exact = value_and_gradients(cloob_reference, *given, **options)
@@ -149,8 +148,8 @@ def test_close_embeddings_stay_accurate(contrast, hopfield):
 def test_scales_have_their_gradient_in_bfloat16(beta, bound):
     # β = 80 takes the branch with the running maximum, and makes 80 times the rounding
     # of s.
-    x, y = (side + 0.5 * unit(1, 16, 5) for side in pairs(40, 16))
-    x, y = (side / side.norm(dim=1, keepdim=True) for side in (x, y))
+    shared = 0.5 * unit(1, 16, 5)
+    x, y = (normalised(side + shared) for side in pairs(40, 16))
     exact = value_and_gradients(cloob_reference, x, y, *scalars(10.0, beta))
     single = [t.float() for t in (x, y, *scalars(10.0, beta))]
     low = value_and_gradients(cloob_streamed, *single, matmul=torch.bfloat16)
@@ -161,17 +160,15 @@ def test_gradients_of_some_inputs_only():
     inputs = [*pairs(7, 5), *scalars(10.0, 8.0)]
     _, *gradients = value_and_gradients(cloob_reference, *inputs)
     for trainable in list(itertools.product([True, False], repeat=4))[:-1]:
-        leaves = [
-            t.clone().requires_grad_(needed)
-            for t, needed in zip(inputs, trainable, strict=True)
-        ]
+        leaves = [t.clone() for t in inputs]
+        for leaf, needed in zip(leaves, trainable, strict=True):
+            leaf.requires_grad_(needed)
         cloob_streamed(*leaves).backward()
-        for leaf, expected, needed in zip(leaves, gradients, trainable, strict=True):
-            assert (
-                relative_error(leaf.grad, expected) < 1e-10
-                if needed
-                else leaf.grad is None
-            ), trainable
+        for leaf, expected in zip(leaves, gradients, strict=True):
+            if leaf.requires_grad:
+                assert relative_error(leaf.grad, expected) < 1e-10, trainable
+            else:
+                assert leaf.grad is None, trainable
 
 
 @each_member
@@ -186,9 +183,8 @@ def test_one_graph_goes_backward_more_than_once_but_not_to_second_derivatives(
         RuntimeError, match="can be differentiated once; backend='reference'"
     ):
         torch.autograd.grad(loss, x, create_graph=True)
-    second = torch.autograd.grad(
-        loss, (x, y), grad_outputs=torch.tensor(-2.0, dtype=torch.float64)
-    )
+    minus_two = torch.tensor(-2.0, dtype=torch.float64)
+    second = torch.autograd.grad(loss, (x, y), grad_outputs=minus_two)
     for a, b in zip(first, second, strict=True):
         torch.testing.assert_close(-2 * a, b)
     with torch.no_grad():
@@ -205,8 +201,8 @@ def test_one_product_for_both_directions_is_exact_to_a_millionth(contrast, cone)
     """
     shared = cone * unit(1, 128, 9)
     for noise in (2.0, 0.5):
-        x, y = (side + shared for side in pairs(300, 128, noise=noise))
-        x, y = ((side / side.norm(dim=1, keepdim=True)).float() for side in (x, y))
+        sides = pairs(300, 128, noise=noise)
+        x, y = (normalised(side + shared).float() for side in sides)
         given = [x.double(), y.double(), *scalars(30.0)]
         options = {"contrast": contrast, "hopfield": False, "scale": "unit"}
         exact = value_and_gradients(cloob_reference, *given, **options)
@@ -306,9 +302,8 @@ def _saved_and_largest(path, n, d, **options):
         torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
     ):
         path(x, y, 30.0, 8.0, ids=torch.arange(n) // 2, **options).backward()
-    return sum(
-        t.untyped_storage().nbytes() // t.element_size() for t in kept.values()
-    ), largest.numbers
+    sizes = [t.untyped_storage().nbytes() // t.element_size() for t in kept.values()]
+    return sum(sizes), largest.numbers
 
 
 @pytest.mark.usefixtures("small_tiles")
