@@ -78,17 +78,20 @@ def test_a_new_contrast_is_a_function_and_a_row(monkeypatch):
     assert objective.name == "hinge"
 
 
+LOSSES_OF_OPEN_CLIP = [
+    ("clip", "ClipLoss", {"log_inv_tau": math.log(1 / 0.07)}, [12.0]),
+    (
+        "siglip",
+        "SigLipLoss",
+        {"log_inv_tau": math.log(10), "bias": -10.0},
+        [12.0, -4.0],
+    ),
+]
+
+
 @pytest.mark.parametrize(
     ("name", "theirs", "start", "given"),
-    [
-        ("clip", "ClipLoss", {"log_inv_tau": math.log(1 / 0.07)}, [12.0]),
-        (
-            "siglip",
-            "SigLipLoss",
-            {"log_inv_tau": math.log(10), "bias": -10.0},
-            [12.0, -4.0],
-        ),
-    ],
+    LOSSES_OF_OPEN_CLIP,
 )
 def test_clip_and_siglip_are_open_clips_losses(name, theirs, start, given):
     """``logit_scale`` and ``logit_bias`` take the places of their own, as open_clip's
@@ -431,35 +434,38 @@ def test_bad_rows_are_named(value, what, name):
 SIGMOID = {"contrast": "sigmoid", "hopfield": False}
 
 
+MISTAKES = [
+    (
+        {"contrast": "infonoc"},
+        "contrast is 'infonoc'; one of 'infoloob', 'infonce', 'sigmoid' is exp",
+    ),
+    (
+        {"backend": "cuda"},
+        "backend is 'cuda'; one of 'auto', 'reference', 'streamed'",
+    ),
+    ({"matmul": "float16"}, "matmul is 'float16'; one of 'float32', 'bfloat16'"),
+    (
+        {"matmul": "bfloat16", "backend": "reference"},
+        "matmul='bfloat16' needs backend='streamed'",
+    ),
+    ({"inv_tau": 1e-320}, r"inv_tau is 1e-320; a positive"),
+    ({"inv_tau": -1.0, "learnable_inv_tau": True}, r"inv_tau is -1\.0"),
+    ({"exclude_above": math.nan}, "exclude_above is nan; a finite number"),
+    ({"beta": math.inf, "learnable_beta": True}, "beta is inf"),
+    ({"bias": -1.0}, "bias needs contrast='sigmoid'"),
+    (SIGMOID | {"bias": math.inf}, "bias is inf; a finite number"),
+    (SIGMOID | {"scale": "paper"}, "contrast='sigmoid' needs scale='unit'"),
+    (SIGMOID | {"hopfield": True}, "contrast='sigmoid' needs hopfield=False"),
+    (
+        {"hopfield": False, "learnable_beta": True},
+        "learnable_beta=True needs hopfield=True",
+    ),
+]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
-    [
-        (
-            {"contrast": "infonoc"},
-            "contrast is 'infonoc'; one of 'infoloob', 'infonce', 'sigmoid' is exp",
-        ),
-        (
-            {"backend": "cuda"},
-            "backend is 'cuda'; one of 'auto', 'reference', 'streamed'",
-        ),
-        ({"matmul": "float16"}, "matmul is 'float16'; one of 'float32', 'bfloat16'"),
-        (
-            {"matmul": "bfloat16", "backend": "reference"},
-            "matmul='bfloat16' needs backend='streamed'",
-        ),
-        ({"inv_tau": 1e-320}, r"inv_tau is 1e-320; a positive"),
-        ({"inv_tau": -1.0, "learnable_inv_tau": True}, r"inv_tau is -1\.0"),
-        ({"exclude_above": math.nan}, "exclude_above is nan; a finite number"),
-        ({"beta": math.inf, "learnable_beta": True}, "beta is inf"),
-        ({"bias": -1.0}, "bias needs contrast='sigmoid'"),
-        (SIGMOID | {"bias": math.inf}, "bias is inf; a finite number"),
-        (SIGMOID | {"scale": "paper"}, "contrast='sigmoid' needs scale='unit'"),
-        (SIGMOID | {"hopfield": True}, "contrast='sigmoid' needs hopfield=False"),
-        (
-            {"hopfield": False, "learnable_beta": True},
-            "learnable_beta=True needs hopfield=True",
-        ),
-    ],
+    MISTAKES,
 )
 def test_wrong_settings_are_refused(options, message):
     raises(ValueError, message, ContrastiveObjective, **options)
@@ -493,16 +499,19 @@ LN_100 = math.log(100)
 LEARNED = torch.tensor(math.log(1 / 0.07), requires_grad=True)
 
 
+WARNINGS = [
+    ("cloob", (X, 3 * Y), r"text_features has rows of length 3 to 3, but .* unit"),
+    ("cloob", (0.5 * X, Y), r"image_features has rows of length 0\.5 to 0\.5"),
+    ("cloob", (CONE, CONE), r"mean cosine of 0\.\d+"),
+    ("infoloob", (CONE, CONE), "ends at its bound"),
+    ("clip", (CONE, CONE, LEARNED), r"logit_scale is 2\.659, which is ln\(1/0\.07"),
+]
+
+
 @pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize(
     ("name", "sides", "message"),
-    [
-        ("cloob", (X, 3 * Y), r"text_features has rows of length 3 to 3, but .* unit"),
-        ("cloob", (0.5 * X, Y), r"image_features has rows of length 0\.5 to 0\.5"),
-        ("cloob", (CONE, CONE), r"mean cosine of 0\.\d+"),
-        ("infoloob", (CONE, CONE), "ends at its bound"),
-        ("clip", (CONE, CONE, LEARNED), r"logit_scale is 2\.659, which is ln\(1/0\.07"),
-    ],
+    WARNINGS,
 )
 def test_the_mistakes_of_copies_are_told_of_once(name, sides, message):
     objective = make_objective(name, learnable_inv_tau=name != "cloob")

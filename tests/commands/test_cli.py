@@ -125,35 +125,38 @@ def test_debug_shows_the_traceback(capsys):
     assert capsys.readouterr().err.count("\n") == 1
 
 
+ENDS = [
+    ("serve", KeyboardInterrupt(), 130, "interrupted"),
+    (
+        "demo",
+        KeyboardInterrupt(),
+        130,
+        "interrupted; the last complete checkpoint stays as it is",
+    ),
+    (
+        "train",
+        KeyboardInterrupt(),
+        130,
+        "interrupted; the last complete checkpoint stays as it is, and --resume",
+    ),
+    (
+        "serve",
+        MemoryError(),
+        2,
+        "out of memory; a smaller --batch-size or fewer --workers need less",
+    ),
+    (
+        "serve",
+        RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"),
+        2,
+        "out of memory; a smaller ",
+    ),
+]
+
+
 @pytest.mark.parametrize(
     ("command", "error", "code", "line"),
-    [
-        ("serve", KeyboardInterrupt(), 130, "interrupted"),
-        (
-            "demo",
-            KeyboardInterrupt(),
-            130,
-            "interrupted; the last complete checkpoint stays as it is",
-        ),
-        (
-            "train",
-            KeyboardInterrupt(),
-            130,
-            "interrupted; the last complete checkpoint stays as it is, and --resume",
-        ),
-        (
-            "serve",
-            MemoryError(),
-            2,
-            "out of memory; a smaller --batch-size or fewer --workers need less",
-        ),
-        (
-            "serve",
-            RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"),
-            2,
-            "out of memory; a smaller ",
-        ),
-    ],
+    ENDS,
 )
 def test_an_interruption_and_a_lack_of_memory_are_one_line(
     command, error, code, line, monkeypatch, capsys

@@ -54,24 +54,27 @@ TOWERS = (
 )
 
 
+RUNS = [
+    [EVALUATE, EVALUATE],
+    [TRAIN, f"{TRAIN} --overwrite"],
+    [f"{TOWERS} --overwrite", f"{TOWERS} --overwrite"],
+    [
+        TRAIN,
+        "embed out --a a.npy --out out/rows.npy --device cpu",
+        "match out --a a.npy --b b.npy --out out/hits.csv --device cpu",
+        "match out --a a.npy --b b.npy --out out/hits.csv --overwrite --device cpu",
+    ],
+    ["data sets/two/red --out out/page.html"],
+    ["index sets --model model --out out --device cpu"],
+    ["export model --to cloob --out out"],
+    ["export model --to cloob --out out --overwrite"],
+    ["demo --out out"],
+]
+
+
 @pytest.mark.parametrize(
     "commands",
-    [
-        [EVALUATE, EVALUATE],
-        [TRAIN, f"{TRAIN} --overwrite"],
-        [f"{TOWERS} --overwrite", f"{TOWERS} --overwrite"],
-        [
-            TRAIN,
-            "embed out --a a.npy --out out/rows.npy --device cpu",
-            "match out --a a.npy --b b.npy --out out/hits.csv --device cpu",
-            "match out --a a.npy --b b.npy --out out/hits.csv --overwrite --device cpu",
-        ],
-        ["data sets/two/red --out out/page.html"],
-        ["index sets --model model --out out --device cpu"],
-        ["export model --to cloob --out out"],
-        ["export model --to cloob --out out --overwrite"],
-        ["demo --out out"],
-    ],
+    RUNS,
     ids=lambda commands: commands[-1][:24].strip(),
 )
 def test_files_of_others_stay(here, commands):

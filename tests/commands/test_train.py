@@ -102,21 +102,24 @@ def test_the_help_shows_at_most_45_options_the_usual_first(capsys):
     assert len(shown) == len(set(shown)) <= 45
 
 
+HELD_OUT = [
+    ("align", (("demo:val",), 0.0)),
+    ("align --data=demo:train", (("demo:val",), 0.0)),
+    ("align --data pairs.csv", ((), 0.1)),
+    ("align --data demo --data=pairs.csv", ((), 0.1)),
+    ("align --data pairs.csv --data demo", (("demo:val",), 0.0)),
+    ("align --data pairs.csv --val-data demo:val", (("demo:val",), 0.0)),
+    ("align --data pairs.csv --val-split 0.3", ((), 0.3)),
+    (
+        "align --data s3://bucket/{0..9}.tar --patience 0 --objective cloob",
+        ((), 0.0),
+    ),
+]
+
+
 @pytest.mark.parametrize(
     ("words", "held_out"),
-    [
-        ("align", (("demo:val",), 0.0)),
-        ("align --data=demo:train", (("demo:val",), 0.0)),
-        ("align --data pairs.csv", ((), 0.1)),
-        ("align --data demo --data=pairs.csv", ((), 0.1)),
-        ("align --data pairs.csv --data demo", (("demo:val",), 0.0)),
-        ("align --data pairs.csv --val-data demo:val", (("demo:val",), 0.0)),
-        ("align --data pairs.csv --val-split 0.3", ((), 0.3)),
-        (
-            "align --data s3://bucket/{0..9}.tar --patience 0 --objective cloob",
-            ((), 0.0),
-        ),
-    ],
+    HELD_OUT,
 )
 def test_the_demos_held_out_pairs_judge_no_others(words, held_out):
     config = config_of(words)

@@ -56,24 +56,27 @@ def test_what_people_write(tmp_path, kind):
     assert missing is None
 
 
+HEADERS = [
+    {"names": ["é.jpg", "a.jpg"]},
+    {"names": ["b" * 100, "a.jpg"]},
+    {"names": ["long/" * 30 + "a.jpg", "a.jpg"]},
+    {"names": ["c/" + "long/" * 25 + "a.jpg"], "kind": tarfile.USTAR_FORMAT},
+    {"names": ["a.jpg"], "type": tarfile.DIRTYPE},
+    {"names": ["a"], "type": tarfile.SYMTYPE, "linkname": "/etc/passwd"},
+    {"names": ["a.jpg"], "type": tarfile.LNKTYPE, "linkname": "b"},
+    {"names": ["a.jpg"], "type": tarfile.GNUTYPE_SPARSE},
+    {
+        "names": ["a.jpg", "c.jpg"],
+        "kind": tarfile.PAX_FORMAT,
+        "pax_headers": {"path": "b.jpg"},
+    },
+    {"names": []},
+]
+
+
 @pytest.mark.parametrize(
     "fields",
-    [
-        {"names": ["é.jpg", "a.jpg"]},
-        {"names": ["b" * 100, "a.jpg"]},
-        {"names": ["long/" * 30 + "a.jpg", "a.jpg"]},
-        {"names": ["c/" + "long/" * 25 + "a.jpg"], "kind": tarfile.USTAR_FORMAT},
-        {"names": ["a.jpg"], "type": tarfile.DIRTYPE},
-        {"names": ["a"], "type": tarfile.SYMTYPE, "linkname": "/etc/passwd"},
-        {"names": ["a.jpg"], "type": tarfile.LNKTYPE, "linkname": "b"},
-        {"names": ["a.jpg"], "type": tarfile.GNUTYPE_SPARSE},
-        {
-            "names": ["a.jpg", "c.jpg"],
-            "kind": tarfile.PAX_FORMAT,
-            "pax_headers": {"path": "b.jpg"},
-        },
-        {"names": []},
-    ],
+    HEADERS,
     ids=str,
 )
 def test_headers_of_every_kind(tmp_path, fields):

@@ -131,31 +131,34 @@ def test_eval(world, recorded, tmp_path):
     assert (tmp_path / "eval" / "report.html").is_file()
 
 
+SEARCHES = [
+    ("words", ["a red bar", "--top", 5, "--cutoff", "none"]),
+    ("words with the cutoff", ["a green thing", "--top", 5]),
+    ("nothing fits", ["tax return document", "--top", 5, "--cutoff", 3]),
+    (
+        "terms to subtract",
+        ["a red bar", "--top", 5, "--cutoff", "none", "--", "a grey bar"],
+    ),
+    ("a picture", ["{pairs}/25.png", "--top", 3, "--cutoff", "none"]),
+    (
+        "where",
+        [
+            "a red bar",
+            "--top",
+            5,
+            "--cutoff",
+            "none",
+            "--where",
+            "caption like '%dot%' and width = 40",
+        ],
+    ),
+    ("like", ["--like", 3, "--top", 3]),
+]
+
+
 @pytest.mark.parametrize(
     ("door", "words"),
-    [
-        ("words", ["a red bar", "--top", 5, "--cutoff", "none"]),
-        ("words with the cutoff", ["a green thing", "--top", 5]),
-        ("nothing fits", ["tax return document", "--top", 5, "--cutoff", 3]),
-        (
-            "terms to subtract",
-            ["a red bar", "--top", 5, "--cutoff", "none", "--", "a grey bar"],
-        ),
-        ("a picture", ["{pairs}/25.png", "--top", 3, "--cutoff", "none"]),
-        (
-            "where",
-            [
-                "a red bar",
-                "--top",
-                5,
-                "--cutoff",
-                "none",
-                "--where",
-                "caption like '%dot%' and width = 40",
-            ],
-        ),
-        ("like", ["--like", 3, "--top", 3]),
-    ],
+    SEARCHES,
 )
 def test_search(world, recorded, door, words):
     words = [str(word).format(pairs=world.pairs) for word in words]

@@ -193,22 +193,25 @@ def test_other_readers_give_our_rows(code, packages, exported, small, tmp_path):
         np.testing.assert_allclose(found[name], own, atol=1e-5, rtol=0)
 
 
+OTHER_TOWERS = [
+    ({"vision_cfg": RESNET}, "its image tower is of class ModifiedResNet"),
+    ({"text": {"no_causal_mask": True}}, "its text tower is not CLIP's causal one"),
+    (
+        {"text": {"ls_init_value": 0.1}},
+        "CLIPModel has no place for transformer.resblocks.0.ls_1.gamma",
+    ),
+    (
+        {"vision_cfg": VISION | {"pool_type": "avg"}},
+        "CLIPModel computes another image feature",
+    ),
+    ({"init_logit_bias": -10.0}, "CLIPModel has no place for logit_bias"),
+    ({"text": {"vocab_size": 50}}, "it takes tokens, not texts"),
+]
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
-    [
-        ({"vision_cfg": RESNET}, "its image tower is of class ModifiedResNet"),
-        ({"text": {"no_causal_mask": True}}, "its text tower is not CLIP's causal one"),
-        (
-            {"text": {"ls_init_value": 0.1}},
-            "CLIPModel has no place for transformer.resblocks.0.ls_1.gamma",
-        ),
-        (
-            {"vision_cfg": VISION | {"pool_type": "avg"}},
-            "CLIPModel computes another image feature",
-        ),
-        ({"init_logit_bias": -10.0}, "CLIPModel has no place for logit_bias"),
-        ({"text": {"vocab_size": 50}}, "it takes tokens, not texts"),
-    ],
+    OTHER_TOWERS,
 )
 def test_other_towers_are_refused_in_one_line_that_says_what_takes_them(
     changes, said, tmp_path, capsys

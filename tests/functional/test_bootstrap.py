@@ -74,15 +74,18 @@ def test_rows_of_one_group_are_one_sample():
     assert bootstrap_interval(often)[1] < expected[1]
 
 
+MISTAKES = [
+    ([], {}),
+    ([1.0, float("nan")], {}),
+    ([1.0] * 3, {"level": 1.0}),
+    ([1.0] * 3, {"n": 0}),
+    ([1.0] * 3, {"groups": torch.ones(2)}),
+]
+
+
 @pytest.mark.parametrize(
     ("values", "options"),
-    [
-        ([], {}),
-        ([1.0, float("nan")], {}),
-        ([1.0] * 3, {"level": 1.0}),
-        ([1.0] * 3, {"n": 0}),
-        ([1.0] * 3, {"groups": torch.ones(2)}),
-    ],
+    MISTAKES,
 )
 def test_errors(values, options):
     with pytest.raises(ValueError, match="expected"):

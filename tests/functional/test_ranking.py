@@ -133,16 +133,19 @@ def test_mutual_ranks_of_ids_are_those_of_both_directions(ids, seed, chunk):
 TWO = torch.ones(2, 3)
 
 
+MISTAKES = [
+    (torch.ones(2, 4), [(0,), (1,)], r"\(2, 3\)"),
+    (TWO.double(), [(0,), (1,)], "of one dtype"),
+    (torch.ones(0, 3), [(0,), (0,)], "non-empty"),
+    (TWO, [(0,), (2,)], "gallery row 0 to 2 is out of range"),
+    (TWO, [(0,), ()], "query 1 has no positive"),
+    (TWO, torch.tensor([0]), "query 1 has no positive"),
+]
+
+
 @pytest.mark.parametrize(
     ("gallery", "targets", "message"),
-    [
-        (torch.ones(2, 4), [(0,), (1,)], r"\(2, 3\)"),
-        (TWO.double(), [(0,), (1,)], "of one dtype"),
-        (torch.ones(0, 3), [(0,), (0,)], "non-empty"),
-        (TWO, [(0,), (2,)], "gallery row 0 to 2 is out of range"),
-        (TWO, [(0,), ()], "query 1 has no positive"),
-        (TWO, torch.tensor([0]), "query 1 has no positive"),
-    ],
+    MISTAKES,
 )
 def test_errors(gallery, targets, message):
     with pytest.raises(ValueError, match=message):

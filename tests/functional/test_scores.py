@@ -272,35 +272,38 @@ def test_targets_go_through_torch_func_and_second_derivatives():
     raises(RuntimeError, "reference", torch.func.grad(streamed), x, y, **said)
 
 
+MISTAKES = [
+    (torch.zeros(1, 1), {}, r"shape \(1, 1\); a row and two columns"),
+    (torch.zeros(0, 3), {}, r"shape \(0, 3\)"),
+    (torch.zeros(3, 2), {}, "3 rows and 2 columns: rows beyond need targets"),
+    (torch.zeros(3), {}, "a floating-point matrix"),
+    (torch.zeros(3, 3, dtype=torch.long), {}, "a floating-point matrix"),
+    (torch.zeros(2, 2), {"contrast": "hinge"}, "contrast is 'hinge'"),
+    (torch.zeros(2, 2), {"weights": torch.ones(3)}, r"weights has shape \(3,\)"),
+    (torch.zeros(2, 2), {"weights": torch.ones(2, 2)}, r"weights has shape"),
+    (torch.zeros(2, 2), {"weights": torch.tensor([1.0, -1.0])}, "weights lie"),
+    (torch.zeros(2, 2), {"weights": torch.tensor([1.0, math.nan])}, "weights lie"),
+    (torch.zeros(2, 2), {"mask": torch.zeros(2, 2)}, "mask has dtype"),
+    (torch.zeros(2, 2), {"mask": torch.zeros(2) > 0}, "mask has shape"),
+    (torch.zeros(2, 2), {"targets": torch.ones(2, 2)}, "targets of row 0 sum to 2"),
+    (torch.zeros(2, 2), {"targets": torch.ones(2, 3)}, "targets has shape"),
+    (torch.zeros(2, 2), {"targets": -torch.eye(2)}, "targets lie between -1 and"),
+    (
+        torch.zeros(2, 2),
+        {"targets": (torch.tensor([[0], [2]]), torch.ones(2, 1))},
+        "targets name columns 0 to 2 of 2",
+    ),
+    (
+        torch.zeros(2, 2),
+        {"targets": (torch.tensor([0, 1]), torch.ones(2))},
+        "columns of targets have shape",
+    ),
+]
+
+
 @pytest.mark.parametrize(
     ("scores", "options", "message"),
-    [
-        (torch.zeros(1, 1), {}, r"shape \(1, 1\); a row and two columns"),
-        (torch.zeros(0, 3), {}, r"shape \(0, 3\)"),
-        (torch.zeros(3, 2), {}, "3 rows and 2 columns: rows beyond need targets"),
-        (torch.zeros(3), {}, "a floating-point matrix"),
-        (torch.zeros(3, 3, dtype=torch.long), {}, "a floating-point matrix"),
-        (torch.zeros(2, 2), {"contrast": "hinge"}, "contrast is 'hinge'"),
-        (torch.zeros(2, 2), {"weights": torch.ones(3)}, r"weights has shape \(3,\)"),
-        (torch.zeros(2, 2), {"weights": torch.ones(2, 2)}, r"weights has shape"),
-        (torch.zeros(2, 2), {"weights": torch.tensor([1.0, -1.0])}, "weights lie"),
-        (torch.zeros(2, 2), {"weights": torch.tensor([1.0, math.nan])}, "weights lie"),
-        (torch.zeros(2, 2), {"mask": torch.zeros(2, 2)}, "mask has dtype"),
-        (torch.zeros(2, 2), {"mask": torch.zeros(2) > 0}, "mask has shape"),
-        (torch.zeros(2, 2), {"targets": torch.ones(2, 2)}, "targets of row 0 sum to 2"),
-        (torch.zeros(2, 2), {"targets": torch.ones(2, 3)}, "targets has shape"),
-        (torch.zeros(2, 2), {"targets": -torch.eye(2)}, "targets lie between -1 and"),
-        (
-            torch.zeros(2, 2),
-            {"targets": (torch.tensor([[0], [2]]), torch.ones(2, 1))},
-            "targets name columns 0 to 2 of 2",
-        ),
-        (
-            torch.zeros(2, 2),
-            {"targets": (torch.tensor([0, 1]), torch.ones(2))},
-            "columns of targets have shape",
-        ),
-    ],
+    MISTAKES,
 )
 def test_what_does_not_fit_is_refused(scores, options, message):
     raises(ValueError, message, contrast_scores, scores, **options)

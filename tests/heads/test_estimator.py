@@ -213,34 +213,37 @@ def test_sparse_rows_are_never_dense_all_at_once():
     tracemalloc.stop()
 
 
+MISTAKES = [
+    ({"learning_rate": -1}, {}, "learning_rate is -1;"),
+    ({"n_components": 1}, {}, "n_components is 1"),
+    ({"objective": "clop"}, {}, "objective is 'clop'; it must be"),
+    ({"clean": "0.2"}, {}, r"clean is '0\.2'; it must be 'auto'"),
+    ({"validation_fraction": 1.5}, {}, "validation_fraction is 1.5"),
+    (
+        {"validation_fraction": 0, "refit": True},
+        {},
+        "refit is True; it must be left out with",
+    ),
+    ({"validation_fraction": 0, "patience": 3}, {}, "patience is 3; it must be 0"),
+    ({"objective": "auto", "validation_fraction": 0}, {}, "without held-out pairs"),
+    (
+        {},
+        {"ids": [None, "a", "b"] * 80},
+        "ids: row 0 has none",
+    ),
+    (
+        {},
+        {"groups": [*"abc"] * 79 + [np.nan, "", "a"]},
+        "groups: row 237 has none",
+    ),
+    ({}, {"ids": ["x"] * N}, "a and b: 1 id; 2 to train on"),
+    ({}, {"sample_weight": [-1.0] * N}, "weights: row 0 is -1"),
+]
+
+
 @pytest.mark.parametrize(
     ("settings", "columns", "error"),
-    [
-        ({"learning_rate": -1}, {}, "learning_rate is -1;"),
-        ({"n_components": 1}, {}, "n_components is 1"),
-        ({"objective": "clop"}, {}, "objective is 'clop'; it must be"),
-        ({"clean": "0.2"}, {}, r"clean is '0\.2'; it must be 'auto'"),
-        ({"validation_fraction": 1.5}, {}, "validation_fraction is 1.5"),
-        (
-            {"validation_fraction": 0, "refit": True},
-            {},
-            "refit is True; it must be left out with",
-        ),
-        ({"validation_fraction": 0, "patience": 3}, {}, "patience is 3; it must be 0"),
-        ({"objective": "auto", "validation_fraction": 0}, {}, "without held-out pairs"),
-        (
-            {},
-            {"ids": [None, "a", "b"] * 80},
-            "ids: row 0 has none",
-        ),
-        (
-            {},
-            {"groups": [*"abc"] * 79 + [np.nan, "", "a"]},
-            "groups: row 237 has none",
-        ),
-        ({}, {"ids": ["x"] * N}, "a and b: 1 id; 2 to train on"),
-        ({}, {"sample_weight": [-1.0] * N}, "weights: row 0 is -1"),
-    ],
+    MISTAKES,
 )
 def test_errors_name_the_parameters_of_the_estimator(
     matrices, settings, columns, error

@@ -141,17 +141,20 @@ def test_every_door_takes_a_table(run):
     run_cloob(words)
 
 
+OTHER_TABLES = [
+    (lambda a: a.drop(columns="width"), "x.csv: has no column 'width', which the"),
+    (lambda a: a.assign(count="many"), "x.csv: column 'count' is a category; the"),
+    (lambda a: a.assign(day=3), "x.csv: column 'day' is a number; the model was"),
+    (
+        lambda a: pd.concat([a, a["mass"]], axis=1),
+        "x.csv: has several columns 'mass'",
+    ),
+]
+
+
 @pytest.mark.parametrize(
     ("change", "error"),
-    [
-        (lambda a: a.drop(columns="width"), "x.csv: has no column 'width', which the"),
-        (lambda a: a.assign(count="many"), "x.csv: column 'count' is a category; the"),
-        (lambda a: a.assign(day=3), "x.csv: column 'day' is a number; the model was"),
-        (
-            lambda a: pd.concat([a, a["mass"]], axis=1),
-            "x.csv: has several columns 'mass'",
-        ),
-    ],
+    OTHER_TABLES,
 )
 def test_other_columns_are_refused_in_one_line(
     change, error, tmp_path, monkeypatch, capsys

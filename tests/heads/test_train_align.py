@@ -313,18 +313,21 @@ def test_other_pairs_are_refused_before_they_go_through_the_encoders(
     assert not computed()
 
 
+MISTAKES = [
+    (
+        {"text_encoder": None},
+        "a is missing; give --a and --b, files of vectors, or",
+    ),
+    ({"ids": "ids.txt"}, "ids is 'ids.txt'; it must be left out with pictures"),
+    ({"val_split": 0.1}, "val_split is 0.1; it must be left out with held-out"),
+    ({"image_encoder": None, "text_encoder": None}, "a is missing; give --a and"),
+    ({"image_size": 4}, "image_size is 4; it must be greater than"),
+]
+
+
 @pytest.mark.parametrize(
     ("change", "error"),
-    [
-        (
-            {"text_encoder": None},
-            "a is missing; give --a and --b, files of vectors, or",
-        ),
-        ({"ids": "ids.txt"}, "ids is 'ids.txt'; it must be left out with pictures"),
-        ({"val_split": 0.1}, "val_split is 0.1; it must be left out with held-out"),
-        ({"image_encoder": None, "text_encoder": None}, "a is missing; give --a and"),
-        ({"image_size": 4}, "image_size is 4; it must be greater than"),
-    ],
+    MISTAKES,
 )
 def test_a_mistake_is_named_in_one_line(config, change, error):
     raises(InputError, re.escape(error), lambda: train_heads(config.override(**change)))

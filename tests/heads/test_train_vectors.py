@@ -381,36 +381,39 @@ def test_a_column_that_both_tables_have_is_refused_and_dropped(files, tmp_path, 
     assert "no table has the column 'simple'" in capsys.readouterr().err
 
 
+MISTAKES = [
+    ({"a": "ab.npz:c"}, "ab.npz: has no 'c'; it has a, b"),
+    ({"a": "ab.npz"}, "ab.npz: holds a, b: give one as ab.npz:NAME"),
+    ({"a": "beyond.npz"}, "beyond.npz cannot be read as npz: indices must be"),
+    ({"a": "ab.parquet:c"}, "ab.parquet: has no 'c'; it has a, b, id"),
+    ({"a": "ab.parquet:id"}, "ab.parquet:id: holds object"),
+    ({"a": "ab.parquet"}, "ab.parquet: column 'a' holds list"),
+    (
+        {"a": "index-a.csv", "b": "index-b.csv"},
+        "column '' of index-a.csv is column '' of index-b.csv, row by row",
+    ),
+    (
+        {"a": "objects.npy"},
+        "objects.npy cannot be read as npy: Array",
+    ),
+    ({"a": "nan.npy"}, "nan.npy and b.npy: 400 of 400 pairs cannot be used"),
+    ({"a": "large.npy"}, "large.npy and b.npy: 400 of 400 pairs cannot be used"),
+    (
+        {"ids": None, "a": "turned.npy", "b": "b.npy"},
+        "turned.npy has 10 rows, b.npy has 400 rows; row i of one belongs to",
+    ),
+    ({"a": "cut.npy"}, "cut.npy cannot be read"),
+    ({"a": "flat.npy"}, "flat.npy: holds float64 (400,)"),
+    (
+        {"val_a": "b.npy", "val_b": "b.npy"},
+        "b.npy and b.npy: a has 10 columns, not 20",
+    ),
+]
+
+
 @pytest.mark.parametrize(
     ("leaves", "error"),
-    [
-        ({"a": "ab.npz:c"}, "ab.npz: has no 'c'; it has a, b"),
-        ({"a": "ab.npz"}, "ab.npz: holds a, b: give one as ab.npz:NAME"),
-        ({"a": "beyond.npz"}, "beyond.npz cannot be read as npz: indices must be"),
-        ({"a": "ab.parquet:c"}, "ab.parquet: has no 'c'; it has a, b, id"),
-        ({"a": "ab.parquet:id"}, "ab.parquet:id: holds object"),
-        ({"a": "ab.parquet"}, "ab.parquet: column 'a' holds list"),
-        (
-            {"a": "index-a.csv", "b": "index-b.csv"},
-            "column '' of index-a.csv is column '' of index-b.csv, row by row",
-        ),
-        (
-            {"a": "objects.npy"},
-            "objects.npy cannot be read as npy: Array",
-        ),
-        ({"a": "nan.npy"}, "nan.npy and b.npy: 400 of 400 pairs cannot be used"),
-        ({"a": "large.npy"}, "large.npy and b.npy: 400 of 400 pairs cannot be used"),
-        (
-            {"ids": None, "a": "turned.npy", "b": "b.npy"},
-            "turned.npy has 10 rows, b.npy has 400 rows; row i of one belongs to",
-        ),
-        ({"a": "cut.npy"}, "cut.npy cannot be read"),
-        ({"a": "flat.npy"}, "flat.npy: holds float64 (400,)"),
-        (
-            {"val_a": "b.npy", "val_b": "b.npy"},
-            "b.npy and b.npy: a has 10 columns, not 20",
-        ),
-    ],
+    MISTAKES,
 )
 def test_a_mistake_is_named_in_one_line(config, files, leaves, error, monkeypatch):
     monkeypatch.chdir(files)

@@ -262,24 +262,25 @@ def edit(file, old, new):
     file.write_text(text.replace(old, new), encoding="utf-8")
 
 
+CHANGES = [
+    (
+        lambda bert, _: edit(bert / "1_Pooling" / "config.json", "mean", "cls"),
+        "text head .* other features",
+    ),
+    (
+        lambda _, tower: edit(tower / CONFIG_FILE, "0.48145466", "0.0"),
+        "image head .* other features",
+    ),
+    (
+        lambda _, tower: save_model(tower, create_model("tiny-vit", seed=4), OBJECTIVE),
+        "image head .* other features",
+    ),
+]
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
-    [
-        (
-            lambda bert, _: edit(bert / "1_Pooling" / "config.json", "mean", "cls"),
-            "text head .* other features",
-        ),
-        (
-            lambda _, tower: edit(tower / CONFIG_FILE, "0.48145466", "0.0"),
-            "image head .* other features",
-        ),
-        (
-            lambda _, tower: save_model(
-                tower, create_model("tiny-vit", seed=4), OBJECTIVE
-            ),
-            "image head .* other features",
-        ),
-    ],
+    CHANGES,
     ids=["pooling", "mean", "weights"],
 )
 def test_an_encoder_that_was_changed_is_noticed(change, said, bert, tower, tmp_path):

@@ -307,58 +307,61 @@ def test_no_path_leaves_the_index(client, path):
     assert "import" not in answer.text
 
 
+FAILURES = [
+    (
+        "picture",
+        FileNotFoundError(2, "No such file", "/secret/m"),
+        "items/1/picture",
+        None,
+        404,
+        "cloob index",
+    ),
+    (
+        "thumbnail",
+        FileNotFoundError(2, "No such file", "/secret/m"),
+        "items/1/thumbnail",
+        None,
+        404,
+        "cloob index",
+    ),
+    (
+        "search",
+        RuntimeError("/secret/m"),
+        "search",
+        {"parts": [{"words": "red"}]},
+        500,
+        "the server failed",
+    ),
+    (
+        "search",
+        FileNotFoundError("/secret/m"),
+        "search",
+        {"parts": [{"words": "red"}]},
+        500,
+        "the server failed",
+    ),
+    (
+        "search",
+        InputError("/secret/m is bad"),
+        "search",
+        {"parts": [{"words": "red"}]},
+        400,
+        "… is bad",
+    ),
+    (
+        "classify",
+        InputError("/secret/m is bad; IDX"),
+        "classify",
+        {"labels": ["red", "blue"]},
+        400,
+        "… is bad; …",
+    ),
+]
+
+
 @pytest.mark.parametrize(
     ("call", "error", "path", "body", "status", "detail"),
-    [
-        (
-            "picture",
-            FileNotFoundError(2, "No such file", "/secret/m"),
-            "items/1/picture",
-            None,
-            404,
-            "cloob index",
-        ),
-        (
-            "thumbnail",
-            FileNotFoundError(2, "No such file", "/secret/m"),
-            "items/1/thumbnail",
-            None,
-            404,
-            "cloob index",
-        ),
-        (
-            "search",
-            RuntimeError("/secret/m"),
-            "search",
-            {"parts": [{"words": "red"}]},
-            500,
-            "the server failed",
-        ),
-        (
-            "search",
-            FileNotFoundError("/secret/m"),
-            "search",
-            {"parts": [{"words": "red"}]},
-            500,
-            "the server failed",
-        ),
-        (
-            "search",
-            InputError("/secret/m is bad"),
-            "search",
-            {"parts": [{"words": "red"}]},
-            400,
-            "… is bad",
-        ),
-        (
-            "classify",
-            InputError("/secret/m is bad; IDX"),
-            "classify",
-            {"labels": ["red", "blue"]},
-            400,
-            "… is bad; …",
-        ),
-    ],
+    FAILURES,
 )
 def test_an_error_names_no_place_on_this_machine(
     client, index, caplog, monkeypatch, call, error, path, body, status, detail
@@ -417,19 +420,22 @@ def test_a_filter_is_one_expression_over_http_too(client, where):
     assert len(client.get("/api/ids").json()["ids"]) == 60, "nothing has changed"
 
 
+MISTAKES = [
+    ("search", {"parts": [{"words": "red"}], "where": "width >"}, "filter"),
+    (
+        "search",
+        {"parts": [{"words": "red"}, {"words": "red", "weight": -1}]},
+        "cancel",
+    ),
+    ("search", {"parts": [{"words": " "}]}, "empty query"),
+    ("classify", {"labels": ["red", "blue"], "where": "width > 99"}, "no picture"),
+    ("classify", {"labels": ["red", "red"]}, "the label 'red' is there twice"),
+]
+
+
 @pytest.mark.parametrize(
     ("path", "body", "said"),
-    [
-        ("search", {"parts": [{"words": "red"}], "where": "width >"}, "filter"),
-        (
-            "search",
-            {"parts": [{"words": "red"}, {"words": "red", "weight": -1}]},
-            "cancel",
-        ),
-        ("search", {"parts": [{"words": " "}]}, "empty query"),
-        ("classify", {"labels": ["red", "blue"], "where": "width > 99"}, "no picture"),
-        ("classify", {"labels": ["red", "red"]}, "the label 'red' is there twice"),
-    ],
+    MISTAKES,
 )
 def test_what_the_asker_did_wrong_is_told(client, index, path, body, said):
     answer = client.post(f"/api/{path}", json=body)

@@ -111,19 +111,22 @@ class Third(TwoSides):
         return {"a": self.a(a), "b": self.b(b), "c": b[: self.rows]}
 
 
+PARTS_THAT_DO_NOT_FIT = [
+    (ByName(), TwoSides(), Weighted(), r"the names a, b, .*, but the towers take"),
+    (
+        ByName(),
+        TwoSides(),
+        Unweighted(),
+        r"the names a, b, .*, but the towers take",
+    ),
+    (InTuples(3), Third(), Unweighted(), r"returned a, b, c; a loss of \(x, y\)"),
+    (InTuples(5), Third(3), ByWeight(), "Third: returned {.*}; tensors of n rows"),
+]
+
+
 @pytest.mark.parametrize(
     ("pairs", "towers", "objective", "error"),
-    [
-        (ByName(), TwoSides(), Weighted(), r"the names a, b, .*, but the towers take"),
-        (
-            ByName(),
-            TwoSides(),
-            Unweighted(),
-            r"the names a, b, .*, but the towers take",
-        ),
-        (InTuples(3), Third(), Unweighted(), r"returned a, b, c; a loss of \(x, y\)"),
-        (InTuples(5), Third(3), ByWeight(), "Third: returned {.*}; tensors of n rows"),
-    ],
+    PARTS_THAT_DO_NOT_FIT,
 )
 def test_what_a_loss_would_not_see_is_refused(config, pairs, towers, objective, error):
     parts = {"pairs": pairs, "towers": towers, "objective": objective}
@@ -221,17 +224,20 @@ BOTH = {"sampler": Curriculum(), "batch_sampler": Uneven()}
 UNEVEN = {"batch_sampler": Uneven()}
 
 
+WRONG_SAMPLERS = [
+    ({"sampler": Curriculum(41)}, 16, "gave 40 in an epoch, its length is 41"),
+    ({"sampler": Curriculum(first=80)}, 16, "Curriculum: gave row 8. of 80 pairs"),
+    ({"sampler": iter([])}, 16, "has no length; a sampler needs __len__"),
+    (BOTH, 16, "sampler= and batch_sampler= exclude each other"),
+    (UNEVEN, 8, "gave a batch of 16 pairs"),
+    (UNEVEN, 0, "needs batch_size, the size"),
+    (DEMO, 16, "a sampler orders the rows of a Dataset"),
+]
+
+
 @pytest.mark.parametrize(
     ("parts", "size", "error"),
-    [
-        ({"sampler": Curriculum(41)}, 16, "gave 40 in an epoch, its length is 41"),
-        ({"sampler": Curriculum(first=80)}, 16, "Curriculum: gave row 8. of 80 pairs"),
-        ({"sampler": iter([])}, 16, "has no length; a sampler needs __len__"),
-        (BOTH, 16, "sampler= and batch_sampler= exclude each other"),
-        (UNEVEN, 8, "gave a batch of 16 pairs"),
-        (UNEVEN, 0, "needs batch_size, the size"),
-        (DEMO, 16, "a sampler orders the rows of a Dataset"),
-    ],
+    WRONG_SAMPLERS,
 )
 def test_a_sampler_that_cannot_be_used_is_one_line(config, parts, size, error):
     raises(InputError, error, train, config.override(batch_size=size), **parts)

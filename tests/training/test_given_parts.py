@@ -289,15 +289,18 @@ def test_each_part_alone(small, pairs_folder, tmp_path):
 ONE_SIDE = r"OneSide: returned \[.*\]; two tensors \(n, D\) of the same n and D are ex"
 
 
+PARTS_THAT_DO_NOT_FIT = [
+    ({"freeze": "image"}, {"towers": Pictures()}, "freeze is 'image'; .*towers="),
+    ({"val_split": 0.1}, {"pairs": Encoded()}, "is a Dataset; split it yourself"),
+    ({}, {"pairs": iter([])}, "has no length"),
+    ({}, {"optimizer": lambda groups: None}, "optimizer: returned NoneType"),
+    ({}, {"towers": OneSide(1, 1)}, ONE_SIDE),
+]
+
+
 @pytest.mark.parametrize(
     ("settings", "parts", "error"),
-    [
-        ({"freeze": "image"}, {"towers": Pictures()}, "freeze is 'image'; .*towers="),
-        ({"val_split": 0.1}, {"pairs": Encoded()}, "is a Dataset; split it yourself"),
-        ({}, {"pairs": iter([])}, "has no length"),
-        ({}, {"optimizer": lambda groups: None}, "optimizer: returned NoneType"),
-        ({}, {"towers": OneSide(1, 1)}, ONE_SIDE),
-    ],
+    PARTS_THAT_DO_NOT_FIT,
 )
 def test_a_part_that_does_not_fit_is_one_line(small, settings, parts, error):
     raises(InputError, error, cloob.train, small.override(**settings), **parts)
@@ -324,16 +327,19 @@ FOUR_PARTS = r"an item has 4 parts; \(a, b\) or \(a, b, id\) is expected"
 FROZEN = {"towers": DictTowers().requires_grad_(False), "objective": own.Margin()}
 
 
+WHAT_THE_LOOP_CANNOT_USE = [
+    ({"pairs": Parted(0.5)}, "Parted: ids are torch.float64; integers or texts"),
+    ({"pairs": Parted(1, 1.0)}, FOUR_PARTS),
+    ({"optimizer": torch.optim.LBFGS}, "LBFGS doesn't support per-parameter opt"),
+    ({"optimizer": half}, "does not hold 1 of the 3 parameters that learn"),
+    ({"optimizer": torch.optim.Muon}, "optimizer: Muon only supports 2D"),
+    (FROZEN, "nothing learns: no parameter of the towers or the loss"),
+]
+
+
 @pytest.mark.parametrize(
     ("parts", "error"),
-    [
-        ({"pairs": Parted(0.5)}, "Parted: ids are torch.float64; integers or texts"),
-        ({"pairs": Parted(1, 1.0)}, FOUR_PARTS),
-        ({"optimizer": torch.optim.LBFGS}, "LBFGS doesn't support per-parameter opt"),
-        ({"optimizer": half}, "does not hold 1 of the 3 parameters that learn"),
-        ({"optimizer": torch.optim.Muon}, "optimizer: Muon only supports 2D"),
-        (FROZEN, "nothing learns: no parameter of the towers or the loss"),
-    ],
+    WHAT_THE_LOOP_CANNOT_USE,
 )
 def test_what_the_loop_cannot_use_is_one_line(config, parts, error):
     raises(InputError, error, train, config, **parts)

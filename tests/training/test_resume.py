@@ -164,15 +164,18 @@ def test_told_to_end_and_started_again(base, pairs_as, tmp_path, step, number):
         assert sorted(judged) == ["step-00000005", "step-00000010", "step-00000013"]
 
 
+CHANGED_SIZES = [
+    ("folder", 12, (1, 1)),
+    pytest.param("folder", 4, (1, 1), marks=pytest.mark.nightly),
+    ("streamed", 8, (2, 1)),
+    pytest.param("shards", 4, (1, 1), marks=pytest.mark.nightly),
+    pytest.param("streamed", 4, (1, 2), marks=pytest.mark.nightly),
+]
+
+
 @pytest.mark.parametrize(
     ("form", "size", "processes"),
-    [
-        ("folder", 12, (1, 1)),
-        pytest.param("folder", 4, (1, 1), marks=pytest.mark.nightly),
-        ("streamed", 8, (2, 1)),
-        pytest.param("shards", 4, (1, 1), marks=pytest.mark.nightly),
-        pytest.param("streamed", 4, (1, 2), marks=pytest.mark.nightly),
-    ],
+    CHANGED_SIZES,
 )
 def test_another_batch_size_or_number_of_processes_goes_on_at_the_same_samples(
     base, pairs_as, tmp_path, form, size, processes

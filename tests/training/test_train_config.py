@@ -54,36 +54,42 @@ def test_what_takes_the_place_of_what():
     assert TrainConfig(steps=9).epochs is None
 
 
+WRONG_VALUES = [
+    ({"beta2": 1}, "config: beta2 is 1; it must be less than 1"),
+    ({"crop_scale": [0.9, 0.5]}, "crop_scale is (0.9, 0.5); it must be low <="),
+    ({"crop_scale": [0.9]}, "crop_scale is [0.9]"),
+    ({"workers": [2]}, "workers is [2]; it must be a valid integer"),
+    ({"bias": float("inf")}, "bias is inf; it must be a finite number"),
+    ({"steps": 0}, "steps is 0; it must be greater than or equal to 1"),
+    ({"image_column": ""}, "image_column is ''; it must have at least 1 char"),
+    ({"batch_size": 1}, "batch_size is 1; it must be 2 or more"),
+    ({"freeze": "both"}, "freeze is 'both'; it must be 'none', 'image' or 'text'"),
+    ({"learning_rate": 3}, "unknown key 'learning_rate'"),
+]
+
+
 @pytest.mark.parametrize(
     ("leaves", "said"),
-    [
-        ({"beta2": 1}, "config: beta2 is 1; it must be less than 1"),
-        ({"crop_scale": [0.9, 0.5]}, "crop_scale is (0.9, 0.5); it must be low <="),
-        ({"crop_scale": [0.9]}, "crop_scale is [0.9]"),
-        ({"workers": [2]}, "workers is [2]; it must be a valid integer"),
-        ({"bias": float("inf")}, "bias is inf; it must be a finite number"),
-        ({"steps": 0}, "steps is 0; it must be greater than or equal to 1"),
-        ({"image_column": ""}, "image_column is ''; it must have at least 1 char"),
-        ({"batch_size": 1}, "batch_size is 1; it must be 2 or more"),
-        ({"freeze": "both"}, "freeze is 'both'; it must be 'none', 'image' or 'text'"),
-        ({"learning_rate": 3}, "unknown key 'learning_rate'"),
-    ],
+    WRONG_VALUES,
 )
 def test_a_value_that_is_not_right(leaves, said):
     raises(InputError, re.escape(said), TrainConfig().merge, leaves)
 
 
+WRONG_TOGETHER = [
+    ({"restarts": 3}, "restarts is 3; .*schedule cosine; --schedule"),
+    ({"retrieval_from": 0.5, "learnable_beta": True}, "learnable_beta is True"),
+    ({"bias": -1}, r"bias is -1\.0; it must be left out with cloob"),
+    ({"objective": "siglip", "scale": "paper"}, "scale is 'paper'; .* siglip"),
+    ({"scale": "paper", "learnable_inv_tau": True}, "learnable_inv_tau is True"),
+    ({"init": "x", "model": "RN50"}, "model is 'RN50'; .* with --init"),
+    ({"init": "x", "image_size": 64}, "image_size is 64; .* with --init"),
+]
+
+
 @pytest.mark.parametrize(
     ("settings", "error"),
-    [
-        ({"restarts": 3}, "restarts is 3; .*schedule cosine; --schedule"),
-        ({"retrieval_from": 0.5, "learnable_beta": True}, "learnable_beta is True"),
-        ({"bias": -1}, r"bias is -1\.0; it must be left out with cloob"),
-        ({"objective": "siglip", "scale": "paper"}, "scale is 'paper'; .* siglip"),
-        ({"scale": "paper", "learnable_inv_tau": True}, "learnable_inv_tau is True"),
-        ({"init": "x", "model": "RN50"}, "model is 'RN50'; .* with --init"),
-        ({"init": "x", "image_size": 64}, "image_size is 64; .* with --init"),
-    ],
+    WRONG_TOGETHER,
 )
 def test_values_that_do_not_go_together(settings, error):
     """Those of options are in tests/mistakes.txt."""
@@ -172,15 +178,18 @@ def test_the_papers_hyper_parameters():
     assert resnet.override(**changes, out=cloob.out) == cloob
 
 
+TRAINED_RECIPES = [
+    ("cc3m", {"model": "tiny-resnet", "image_size": 64}),
+    ("finetune", {"init": "INIT"}),
+    ("lit", {"init": "INIT"}),
+    pytest.param("yfcc", {"model": "tiny-vit"}, marks=pytest.mark.nightly),
+    pytest.param("pictograms", {}, marks=pytest.mark.nightly),
+]
+
+
 @pytest.mark.parametrize(
     ("recipe", "changes"),
-    [
-        ("cc3m", {"model": "tiny-resnet", "image_size": 64}),
-        ("finetune", {"init": "INIT"}),
-        ("lit", {"init": "INIT"}),
-        pytest.param("yfcc", {"model": "tiny-vit"}, marks=pytest.mark.nightly),
-        pytest.param("pictograms", {}, marks=pytest.mark.nightly),
-    ],
+    TRAINED_RECIPES,
 )
 def test_recipes_train(recipe, changes, tmp_path):
     """Two steps of each kind, on tiny towers."""

@@ -153,25 +153,28 @@ def verdict(path, best, gaps, sets=1):
     return found[1].replace("\u00a0", " ")
 
 
+VERDICTS = [
+    (1, (0.3, 0.5), {}, "a: 40.0 % zero-shot top-1"),
+    (
+        1,
+        (0.05, 0.5),
+        {},
+        "a: 40.0 % zero-shot top-1, no clear difference from guessing",
+    ),
+    (1, (0.05, 0.5), {"b": (0.01, 0.05)}, "No clear difference from guessing"),
+    (1, (0.3, 0.5), {"b": (0.01, 0.05)}, "a is ahead of b"),
+    (1, (0.3, 0.5), {"b": (-0.01, 0.05)}, "No clear difference between a and b"),
+    (1, (0.3, 0.5), {"b": (0.01, 0.05), "c": (0.02, 0.08)}, "a is ahead of b"),
+    # Guessing gives 5 %: what four sets cannot tell from it one by one their mean
+    # can, if they are near enough.
+    (4, (-0.4, 0.6), {"b": (0.01, 0.05)}, "No clear difference from guessing"),
+    (4, (-0.2, 0.6), {"b": (0.01, 0.05)}, "a is ahead of b"),
+]
+
+
 @pytest.mark.parametrize(
     ("sets", "best", "gaps", "title"),
-    [
-        (1, (0.3, 0.5), {}, "a: 40.0 % zero-shot top-1"),
-        (
-            1,
-            (0.05, 0.5),
-            {},
-            "a: 40.0 % zero-shot top-1, no clear difference from guessing",
-        ),
-        (1, (0.05, 0.5), {"b": (0.01, 0.05)}, "No clear difference from guessing"),
-        (1, (0.3, 0.5), {"b": (0.01, 0.05)}, "a is ahead of b"),
-        (1, (0.3, 0.5), {"b": (-0.01, 0.05)}, "No clear difference between a and b"),
-        (1, (0.3, 0.5), {"b": (0.01, 0.05), "c": (0.02, 0.08)}, "a is ahead of b"),
-        # Guessing gives 5 %: what four sets cannot tell from it one by one their mean
-        # can, if they are near enough.
-        (4, (-0.4, 0.6), {"b": (0.01, 0.05)}, "No clear difference from guessing"),
-        (4, (-0.2, 0.6), {"b": (0.01, 0.05)}, "a is ahead of b"),
-    ],
+    VERDICTS,
 )
 def test_the_verdict(tmp_path, sets, best, gaps, title):
     assert verdict(tmp_path, best, gaps, sets) == title
