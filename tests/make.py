@@ -4,6 +4,7 @@ BERT, servers of the web.
 
 import io
 import json
+import pickle
 import tarfile
 import threading
 from contextlib import contextmanager
@@ -77,9 +78,9 @@ def picture(colour, size=(16, 16), kind="PNG"):
 
 def noise_image(seed, width=12, height=10):
     """A picture that no other seed gives."""
-    return Image.fromarray(
-        np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    )
+    rng = np.random.default_rng(seed)
+    pixels = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
 
 
 def noise(i=0, width=8, height=8, kind="PNG"):
@@ -110,9 +111,9 @@ def write_tar(path, files, kind=tarfile.PAX_FORMAT, *, sized=False):
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     suffix = path.suffix[1:]
-    with tarfile.open(
-        path, f"w:{suffix if suffix in ('gz', 'xz', 'bz2') else ''}", format=kind
-    ) as tar:
+    if suffix not in ("gz", "xz", "bz2"):
+        suffix = ""
+    with tarfile.open(path, f"w:{suffix}", format=kind) as tar:
         for name, data in files.items():
             info = tarfile.TarInfo(name)
             info.size = len(data)
@@ -130,12 +131,20 @@ def write_table(path, rows):
 
         write_arrow(path, pa.Table.from_pylist([*rows]))
     elif path.suffix == ".jsonl":
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        write_lines(path, [json.dumps(row) for row in rows])
     else:
         comma = {".csv": ",", ".tsv": "\t"}[path.suffix]
-        lines = [rows[0].keys(), *(row.values() for row in rows)]
-        path.write_text("\n".join(comma.join(map(str, line)) for line in lines) + "\n")
+        lines = [comma.join(rows[0])]
+        for row in rows:
+            cells = map(str, row.values())
+            lines.append(comma.join(cells))
+        write_lines(path, lines)
     return path
+
+
+def write_lines(path, lines):
+    text = "\n".join(lines)
+    path.write_text(f"{text}\n")
 
 
 def write_arrow(path, table, kind="file", **options):
@@ -168,10 +177,8 @@ class Listed(Source):
     def __init__(self, pairs, name="listed"):
         self.pairs = tuple(pairs)
         self.name = name
-        self.shard_sizes = (
-            len(self.pairs) // 2,
-            len(self.pairs) - len(self.pairs) // 2,
-        )
+        half = len(self.pairs) // 2
+        self.shard_sizes = (half, len(self.pairs) - half)
 
     def __len__(self):
         return len(self.pairs)
@@ -185,6 +192,16 @@ class Listed(Source):
         if (pair := self.pairs[index]) is None:
             raise BadSample("missing image", str(index))
         return RawSample(str(index), *pair)
+
+
+def samples(source):
+    """All that a source has, in its order."""
+    return [source.read(row) for row in range(len(source))]
+
+
+def sent(source):
+    """The source as a worker process receives it."""
+    return pickle.loads(pickle.dumps(source))
 
 
 def outcomes(source):
@@ -220,9 +237,10 @@ def write_forty(folder):
     rng = np.random.default_rng(0)
     for c, (colour, rgb) in enumerate(COLOURS.items()):
         for t, thing in enumerate(THINGS):
-            pixels = np.clip(np.array(rgb) + rng.integers(-30, 30, (40, 40, 3)), 0, 255)
+            noisy = np.array(rgb) + rng.integers(-30, 30, (40, 40, 3))
+            pixels = np.clip(noisy, 0, 255).astype(np.uint8)
             pixels[t * 4 : t * 4 + 4] = 255 - 20 * t
-            Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{c}{t}.png")
+            Image.fromarray(pixels).save(folder / f"{c}{t}.png")
             (folder / f"{c}{t}.txt").write_text(f"a {colour} {thing}")
     return folder
 
@@ -247,11 +265,8 @@ def tiny_model(folder, name="tiny-vit", seed=0, objective="cloob", **options):
     from cloob.models.towers import create_model
     from cloob.objective import make_objective
 
-    save_model(
-        folder,
-        create_model(name, seed=seed),
-        make_objective(objective, **options).config(),
-    )
+    trained_by = make_objective(objective, **options)
+    save_model(folder, create_model(name, seed=seed), trained_by.config())
     return folder
 
 
@@ -263,10 +278,9 @@ def write_bert(folder, **settings):
     from transformers import BertConfig, BertModel, BertTokenizer
 
     folder.mkdir(parents=True)
-    (folder / "vocab.txt").write_text(
-        "\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS])
-    )
-    BertTokenizer(str(folder / "vocab.txt")).save_pretrained(folder)
+    words = folder / "vocab.txt"
+    write_lines(words, ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS])
+    BertTokenizer(str(words)).save_pretrained(folder)
     sizes = {
         "hidden_size": 16,
         "num_hidden_layers": 1,
@@ -294,7 +308,11 @@ def code_points(captions):
     """
     import torch
 
-    return torch.tensor([[len(c), *(ord(x) for x in c.ljust(3)[:3])] for c in captions])
+    rows = []
+    for caption in captions:
+        first, second, third = caption.ljust(3)[:3]
+        rows.append([len(caption), ord(first), ord(second), ord(third)])
+    return torch.tensor(rows)
 
 
 # Servers
@@ -347,10 +365,8 @@ class Web:
 
             def answer(self, status, content, length=None, **headers):
                 self.send_response(status)
-                for name, value in {
-                    "Content-Length": str(length or len(content)),
-                    **headers,
-                }.items():
+                length = {"Content-Length": str(length or len(content))}
+                for name, value in (length | headers).items():
                     self.send_header(name, value)
                 self.end_headers()
                 self.wfile.write(content if self.command == "GET" else b"")

@@ -10,14 +10,11 @@ def shards(tmp_path):
     """A folder with three shards of 5, 4 and 3 pairs; pair i has the caption ``"pair
     i"``.
     """
-    i = 0
-    for number, size in enumerate((5, 4, 3)):
+    folder = tmp_path / "shards"
+    for number, rows in enumerate((range(5), range(5, 9), range(9, 12))):
         files = {}
-        for _ in range(size):
-            files[f"p{i:03d}.png"], files[f"p{i:03d}.txt"] = (
-                noise(i),
-                f"pair {i}".encode(),
-            )
-            i += 1
-        write_tar(tmp_path / "shards" / f"{number:05d}.tar", files)
-    return tmp_path / "shards"
+        for row in rows:
+            files[f"p{row:03d}.png"] = noise(row)
+            files[f"p{row:03d}.txt"] = b"pair %d" % row
+        write_tar(folder / f"{number:05d}.tar", files)
+    return folder

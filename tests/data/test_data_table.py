@@ -14,10 +14,24 @@ from cloob import open_source
 from cloob.data.batch import MAX_CAPTION_BYTES, BadSample
 from cloob.data.transforms import TrainTransform
 from cloob.errors import InputError
-from make import code_points, loaded, noise, outcomes, write_arrow, write_table
+from make import (
+    code_points,
+    loaded,
+    noise,
+    outcomes,
+    samples,
+    sent,
+    write_arrow,
+    write_table,
+)
 from support import raises
 
-ROWS = [{"title": f"caption {i}", "filepath": f"img/{i}.png", "n": i} for i in range(4)]
+
+def row_of(title, path, n=0):
+    return {"title": title, "filepath": path, "n": n}
+
+
+ROWS = [row_of(f"caption {i}", f"img/{i}.png", i) for i in range(4)]
 FORMATS = ("t.csv", "t.tsv", "t.parquet", "t.jsonl")
 
 
@@ -31,21 +45,30 @@ def folder(tmp_path):
 
 def pairs_in(source):
     """The pictures and captions of all rows."""
-    samples = [source.read(row) for row in range(len(source))]
-    return [(sample.image, sample.caption) for sample in samples]
+    return [(sample.image, sample.caption) for sample in samples(source)]
+
+
+def pairs_of(numbers, word="pair"):
+    """Those whose picture and caption have these numbers."""
+    return [(noise(i), f"{word} {i}") for i in numbers]
+
+
+def captions_of(source, n=None):
+    """Those of the first rows."""
+    return [source.read(row).caption for row in range(n or len(source))]
 
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_every_format_gives_the_same_pairs(folder, name):
-    absolute = {**ROWS[0], "filepath": str(folder / "img" / "0.png")}
-    source = open_source(write_table(folder / name, [*ROWS, absolute]))
+    path = folder / name
+    absolute = row_of("caption 0", str(folder / "img" / "0.png"))
+    source = open_source(write_table(path, [*ROWS, absolute]))
     assert source.shard_sizes == (5,)
-    assert source.name == str(folder / name)
-    expected = [(noise(i), f"caption {i}") for i in (0, 1, 2, 3, 0)]
-    assert pairs_in(source) == expected
+    assert source.name == str(path)
+    assert pairs_in(source) == pairs_of((0, 1, 2, 3, 0), "caption")
     assert source.read(3).key == "img/3.png"
-    assert pickle.loads(pickle.dumps(source)).read(2) == source.read(2)
-    both = open_source(folder / name, caption_column="filepath")
+    assert sent(source).read(2) == source.read(2)
+    both = open_source(path, caption_column="filepath")
     assert both.read(1).caption == "img/1.png"
 
 
@@ -70,29 +93,21 @@ SEMICOLONS = "\ufefftitle;filepath\r\nw\xfcrfel;img/0.png\r\nb;img/1.png\r\n"
 )
 def test_delimiters_headers_and_line_ends(folder, content, captions):
     (folder / "t.csv").write_bytes(content.encode())
-    source = open_source(folder / "t.csv")
-    found = [source.read(i).caption for i in range(len(source))]
-    assert found == captions
+    assert captions_of(open_source(folder / "t.csv")) == captions
 
 
 @pytest.mark.parametrize("name", ["t.csv", "t.parquet", "t.jsonl"])
 def test_bad_rows_are_counted_by_reason(folder, name):
-    bad = [
-        ("gone", "img/99.png", "missing image"),
-        (" ", "img/0.png", "empty caption"),
-        ("no path", "", "missing image"),
-        ("a" * (MAX_CAPTION_BYTES + 1), "img/0.png", "caption too long"),
-        ("a folder", "img", "missing image"),
-        ("b" * 1_000_000, "img/0.png", "caption too long"),
-    ]
-    rows = [
-        *ROWS,
-        *({"title": title, "filepath": path, "n": 0} for title, path, _ in bad),
-    ]
-    source = open_source(write_table(folder / name, rows))
-    for i, (_, _, reason) in enumerate(bad, 4):
-        with pytest.raises(BadSample, match=f"row {i + 1} of {name}") as caught:
-            source.read(i)
+    too_long = "a" * (MAX_CAPTION_BYTES + 1)
+    much_too_long = "b" * 1_000_000
+    bad = [row_of("gone", "img/99.png"), row_of("no path", ""), row_of("folder", "img")]
+    bad.append(row_of(" ", "img/0.png"))
+    bad += [row_of(caption, "img/0.png") for caption in (too_long, much_too_long)]
+    reasons = ["missing image"] * 3 + ["empty caption"] + ["caption too long"] * 2
+    source = open_source(write_table(folder / name, [*ROWS, *bad]))
+    for row, reason in enumerate(reasons, 4):
+        with pytest.raises(BadSample, match=f"row {row + 1} of {name}") as caught:
+            source.read(row)
         assert caught.value.reason == reason
 
 
@@ -102,14 +117,13 @@ def test_bad_rows_are_counted_by_reason(folder, name):
 @pytest.mark.parametrize("name", ["t.csv", "t.jsonl"])
 def test_what_is_not_utf8(folder, name):
     """A caption spoils its own row; a path is read, and its key is UTF-8."""
-    (folder / os.fsdecode(b"caf\xe9.png")).write_bytes(noise(7))
-    path = write_table(
-        folder / name,
-        [*ROWS, *({**ROWS[0], "filepath": path} for path in ("CAFE.png", "no-CAFE"))],
-    )
-    path.write_bytes(
-        path.read_bytes().replace(b"CAFE", b"caf\xe9").replace(b"caption 2", b"caf\xe9")
-    )
+    latin = os.fsdecode(b"caf\xe9.png")
+    (folder / latin).write_bytes(noise(7))
+    rows = [*ROWS, row_of("caption 0", "CAFE.png"), row_of("caption 0", "no-CAFE")]
+    path = write_table(folder / name, rows)
+    content = path.read_bytes().replace(b"CAFE", b"caf\xe9")
+    content = content.replace(b"caption 2", b"caf\xe9")
+    path.write_bytes(content)
     source = open_source(path)
     raises(BadSample, "caption not UTF-8", source.read, 2)
     assert source.read(3).caption == "caption 3"
@@ -130,19 +144,17 @@ def test_a_name_of_a_column_that_is_not_utf8(folder):
 
 def test_captions_that_are_no_text(folder):
     captions = [7, "caf\xe9", 1.5, True, None]
-    rows = [{**ROWS[0], "title": caption} for caption in captions]
+    rows = [row_of(caption, "img/0.png") for caption in captions]
     rows.append({"filepath": "img/0.png"})
     source = open_source(write_table(folder / "t.jsonl", rows))
-    found = [source.read(i).caption for i in range(4)]
-    assert found == ["7", "caf\xe9", "1.5", "true"]
+    assert captions_of(source, 4) == ["7", "caf\xe9", "1.5", "true"]
     raises(BadSample, "missing caption", source.read, 4)
     raises(BadSample, "missing caption", source.read, 5)
-    rows = [*ROWS, {"title": None, "filepath": "img/0.png", "n": 0}]
-    missing = open_source(write_table(folder / "t.parquet", rows))
-    raises(BadSample, "missing caption", missing.read, 4)
-    rows = [{"title": [1, 2], "filepath": "img/0.png"}]
+    path = write_table(folder / "t.parquet", [*ROWS, row_of(None, "img/0.png")])
+    raises(BadSample, "missing caption", open_source(path).read, 4)
+    rows = [row_of([1, 2], "img/0.png")]
     several = open_source(write_table(folder / "t.jsonl", rows))
-    assert [several.read(i).caption for i in range(2)] == ["1", "2"]
+    assert captions_of(several) == ["1", "2"]
     path = write_table(folder / "t.parquet", rows)
     said = r"column 'title' holds list<.*>, not text"
     raises(InputError, said, open_source, path)
@@ -152,9 +164,12 @@ def quoted(path, changes, end="\n"):
     """64 rows with captions of their own; ``changes`` replaces captions, by row
     from 1.
     """
-    captions = {row: f"caption {row}" for row in range(1, 65)} | changes
-    lines = [f"img/{row - 1}.png,{caption}{end}" for row, caption in captions.items()]
-    path.write_bytes("".join([f"filepath,title{end}", *lines]).encode())
+    lines = ["filepath,title"]
+    for row in range(1, 65):
+        caption = changes.get(row, f"caption {row}")
+        lines.append(f"img/{row - 1}.png,{caption}")
+    text = end.join([*lines, ""])
+    path.write_bytes(text.encode())
     return path
 
 
@@ -188,18 +203,20 @@ KINDS = pytest.mark.parametrize("kind", ["parquet", "arrow"])
 
 def table(rows, caption="caption"):
     """Columns as ``datasets`` stores them: {bytes, path} and text."""
-    pictures = pa.array([{"bytes": noise(i), "path": None} for i in rows], IMAGE)
-    return pa.table({"image": pictures, caption: [f"pair {i}" for i in rows]})
+    structs = [{"bytes": noise(i), "path": None} for i in rows]
+    captions = [f"pair {i}" for i in rows]
+    return pa.table({"image": pa.array(structs, IMAGE), caption: captions})
 
 
 def write_saved(folder, tables):
     """What ``Dataset.save_to_disk`` writes."""
-    names = [f"data-{i:05d}-of-{len(tables):05d}.arrow" for i in range(len(tables))]
-    for name, content in zip(names, tables, strict=True):
+    files = []
+    for i, content in enumerate(tables):
+        name = f"data-{i:05d}-of-{len(tables):05d}.arrow"
         write_arrow(folder / name, content, "stream")
-    (folder / "state.json").write_text(
-        json.dumps({"_data_files": [{"filename": name} for name in names]})
-    )
+        files.append({"filename": name})
+    state = json.dumps({"_data_files": files})
+    (folder / "state.json").write_text(state)
     (folder / "dataset_info.json").write_text("{}")
     return folder
 
@@ -214,8 +231,7 @@ def test_a_saved_dataset(tmp_path):
     source = open_source(folder)
     assert source.shard_sizes == (5, 3)
     assert source.streamed is False
-    expected = [(noise(i), f"pair {i}") for i in range(8)]
-    assert pairs_in(source) == expected
+    assert pairs_in(source) == pairs_of(range(8))
     assert source.read(6).key == "data-00001-of-00002.arrow/1"
     packed = pickle.dumps(source)
     assert len(packed) < 3000
@@ -228,17 +244,20 @@ def test_what_datasets_itself_writes(tmp_path):
     datasets.disable_progress_bars()
     kinds = {"image": datasets.Image(), "caption": datasets.Value("string")}
     features = datasets.Features(kinds)
-    made = datasets.Dataset.from_dict(table(range(6)).to_pydict(), features=features)
-    made.save_to_disk(str(tmp_path / "one"), num_shards=2)
+    columns = table(range(6)).to_pydict()
+    made = datasets.Dataset.from_dict(columns, features=features)
+    one = tmp_path / "one"
+    made.save_to_disk(str(one), num_shards=2)
+    several = tmp_path / "splits"
     splits = datasets.DatasetDict({"train": made, "test": made.select([4, 1])})
-    splits.save_to_disk(str(tmp_path / "splits"))
+    splits.save_to_disk(str(several))
     made.to_parquet(tmp_path / "p" / "train-00000-of-00001.parquet")
-    for place, order in (("one", range(6)), ("splits/test", (4, 1)), ("p", range(6))):
-        found = pairs_in(open_source(tmp_path / place))
-        expected = [(noise(i), f"pair {i}") for i in order]
-        assert found == expected
+    every = pairs_of(range(6))
+    assert pairs_in(open_source(one)) == every
+    assert pairs_in(open_source(several / "test")) == [every[4], every[1]]
+    assert pairs_in(open_source(tmp_path / "p")) == every
     said = "splits holds the splits test, train; name one"
-    raises(InputError, said, open_source, tmp_path / "splits")
+    raises(InputError, said, open_source, several)
 
 
 def test_parquet_with_images_is_unpacked_once(tmp_path, monkeypatch):
@@ -250,19 +269,20 @@ def test_parquet_with_images_is_unpacked_once(tmp_path, monkeypatch):
     source = open_source(folder)
     assert source.streamed is False
     assert source.shard_sizes == (70, 3)
-    expected = [(noise(i), f"pair {i}") for i in range(73)]
-    assert pairs_in(source) == expected
-    assert len(list(tmp_path.glob("cache/tables/*.arrow"))) == 2
+    assert pairs_in(source) == pairs_of(range(73))
+    unpacked = list(tmp_path.glob("cache/tables/*.arrow"))
+    assert len(unpacked) == 2
     found = []
     for workers in (0, 1):
-        pairs = loaded(
-            source, TrainTransform(4), code_points, 20, drop_last=False, workers=workers
-        )
-        found.append(str([batch.keys for batch in pairs.epoch(0)]))
+        options = {"drop_last": False, "workers": workers}
+        pairs = loaded(source, TrainTransform(4), code_points, 20, **options)
+        keys = [batch.keys for batch in pairs.epoch(0)]
+        found.append(str(keys))
         pairs.close()
-    assert found[0] == found[1]
-    assert "00000" in found[0]
-    assert "00001" in found[0]
+    here, there = found
+    assert here == there
+    assert "00000" in here
+    assert "00001" in here
     # A changed file is unpacked anew.
     write_arrow(second, table(range(20, 24)))
     assert open_source(folder).read(70).image == noise(20)
@@ -272,38 +292,31 @@ def test_parquet_with_images_is_unpacked_once(tmp_path, monkeypatch):
 
 @KINDS
 def test_images_as_bytes_and_as_paths(tmp_path, kind):
-    struct = [{"bytes": None, "path": "a.png"}, {"bytes": noise(2), "path": "gone.png"}]
-    columns = {
-        "s": pa.array(struct, IMAGE),
-        "b": pa.array([noise(1), noise(2)]),
-        "p": ["a.png", "a.png"],
-        "text": pa.array(["one", "two"], pa.large_string()),
-    }
+    first = noise(1)
+    second = noise(2)
+    struct = [{"bytes": None, "path": "a.png"}, {"bytes": second, "path": "gone.png"}]
+    structs = pa.array(struct, IMAGE)
+    texts = pa.array(["one", "two"], pa.large_string())
+    columns = {"s": structs, "b": [first, second], "p": ["a.png"] * 2, "text": texts}
     path = write_arrow(tmp_path / f"a.{kind}", pa.table(columns))
-    (tmp_path / "a.png").write_bytes(noise(1))
-    for column, second in (("s", 2), ("b", 2), ("p", 1)):
+    (tmp_path / "a.png").write_bytes(first)
+    for column, picture in (("s", second), ("b", second), ("p", first)):
         source = open_source(path, image_column=column, caption_column="text")
-        expected = [(noise(1), "one"), (noise(second), "two")]
-        assert pairs_in(source) == expected
+        assert pairs_in(source) == [(first, "one"), (picture, "two")]
 
 
 def test_bad_rows_of_arrow_are_counted_by_reason(tmp_path):
     good = {"bytes": noise(0), "path": None}
-    rows = [
-        (good, b"good", "good"),
-        (good, b"good", "good"),
-        ({"bytes": None, "path": None}, b"x", "missing image"),
-        (None, b"x", "missing image"),
-        ({"bytes": None, "path": "gone.png"}, b"x", "missing image"),
-        (good, None, "missing caption"),
-        (good, b" ", "empty caption"),
-        (good, b"caf\xe9", "caption not UTF-8"),
-    ]
-    images, captions, expected = zip(*rows, strict=True)
+    neither = {"bytes": None, "path": None}
+    gone = {"bytes": None, "path": "gone.png"}
+    images = [good, good, neither, None, gone, good, good, good]
+    captions = [b"good", b"good", b"x", b"x", b"x", None, b" ", b"caf\xe9"]
+    expected = ["good"] * 2 + ["missing image"] * 3
+    expected += ["missing caption", "empty caption", "caption not UTF-8"]
     text = pa.array(captions, pa.binary()).view(pa.string())  # not checked to be UTF-8
     content = pa.table({"image": pa.array(images, IMAGE), "title": text})
     source = open_source(write_saved(tmp_path / "set", [content]))
-    assert tuple(outcomes(source).values()) == expected
+    assert list(outcomes(source).values()) == expected
 
 
 @pytest.mark.parametrize(
@@ -339,8 +352,7 @@ def test_a_later_file_of_another_form_is_named(tmp_path, kind):
     write_arrow(second, first.set_column(1, "caption", pa.nulls(3)))
     raises(BadSample, "missing caption", open_source(folder).read, 3)
     second.write_bytes(b"junk")
-    said = rf"1\.{kind} cannot be read as {kind}"
-    raises(InputError, said, open_source, folder)
+    raises(InputError, rf"1\.{kind} cannot be read as {kind}", open_source, folder)
 
 
 @pytest.mark.parametrize("kind", ["file", "stream"])
@@ -378,6 +390,7 @@ def test_a_list_of_captions_is_a_pair_for_each(tmp_path, ending):
     raises(BadSample, "missing caption", source.read, 4)
     wanted = [0, 0, 2, 3, 4, 5, 5, 5]
     assert source.first_rows().tolist() == wanted
-    turned = content.set_column(1, "captions", content.column(1).take([0, 2, 1, 3, 4]))
+    in_another_order = content.column(1).take([0, 2, 1, 3, 4])
+    turned = content.set_column(1, "captions", in_another_order)
     other = open_source(write_arrow(tmp_path / f"other.{ending}", turned))
     assert other.fingerprint()["captions"] != source.fingerprint()["captions"]
