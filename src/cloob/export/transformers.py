@@ -25,7 +25,12 @@ from cloob.export.exported import (
 )
 from cloob.models.encoder import DualEncoder, causal_tower, evaluating
 from cloob.models.importing import translated
-from cloob.models.tokenizer import ClipTokenizer, FileTokenizer, clip_rules
+from cloob.models.tokenizer import (
+    OPENAI_SPECIALS,
+    ClipTokenizer,
+    FileTokenizer,
+    clip_rules,
+)
 from cloob.models.weights.containers import write_safetensors
 from cloob.models.weights.keymap import Origin, key_map
 
@@ -49,7 +54,7 @@ _PLAIN = (
     "",
     "naïve café 日本語",
 )
-START, END = "<|startoftext|>", "<|endoftext|>"
+START, END = OPENAI_SPECIALS
 _ACTIVATIONS = {
     "GELU": "gelu",
     "GELU tanh": "gelu_pytorch_tanh",

@@ -89,7 +89,7 @@ class Model(nn.Module):
     model: Any
 
     def __init__(
-        self, name: str, config: EncoderConfig, objective: dict[str, Any] | None
+        self, name: str, config: EncoderConfig, objective: dict[str, object] | None
     ) -> None:
         super().__init__()
         self.name = name
@@ -179,7 +179,7 @@ class DualEncoder(Model):
         model: Any,
         tokenizer: Tokenize,
         config: EncoderConfig,
-        objective: dict[str, Any] | None = None,
+        objective: dict[str, object] | None = None,
     ) -> None:
         """Wraps what ``open_clip.create_model`` and ``open_clip.get_tokenizer`` return,
         or modules like these.
@@ -202,10 +202,14 @@ class DualEncoder(Model):
         size = preprocess_cfg["size"]
         sides = {size} if isinstance(size, int) else {*size}  # some have (H, W)
         self.image_size = int(max(sides))
-        self.preprocess_cfg = preprocess_cfg | {"size": self.image_size}
-        self.preprocess = EvalTransform(self.preprocess_cfg)
         self.mean = tuple(map(float, preprocess_cfg["mean"]))
         self.std = tuple(map(float, preprocess_cfg["std"]))
+        self.preprocess_cfg = preprocess_cfg | {
+            "size": self.image_size,
+            "mean": self.mean,
+            "std": self.std,
+        }
+        self.preprocess = EvalTransform(self.preprocess_cfg)
         if len(sides) > 1 or not min(self.std) > 0:
             raise InputError(
                 f"{self.name}: image size {size}, std {self.std}; a square and positive"
@@ -452,7 +456,9 @@ def _unit_rows(features: Tensor) -> Tensor:
     )
 
 
-def cloob_objective(inv_tau: float, beta: float | None, scale: str) -> dict[str, Any]:
+def cloob_objective(
+    inv_tau: float, beta: float | None, scale: str
+) -> dict[str, object]:
     """Settings of a model that was trained with CLOOB; without β where nothing gives
     it.
     """
@@ -465,7 +471,7 @@ def cloob_objective(inv_tau: float, beta: float | None, scale: str) -> dict[str,
     return settings
 
 
-def sigmoid_objective(model: Any) -> dict[str, Any]:
+def sigmoid_objective(model: Any) -> dict[str, object]:
     """Settings of an open_clip module with a ``logit_bias``, which the sigmoid loss
     alone learns; else empty.
     """

@@ -21,7 +21,7 @@ from cloob.models.weights.containers import write_safetensors
 def save_model(
     folder: Path,
     encoder: Model,
-    objective: dict[str, Any],
+    objective: dict[str, object],
     weights: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Writes a model folder, synced to the disk; the caller makes it atomic by renaming

@@ -147,7 +147,7 @@ def _load_public(source: ModelSource) -> Model:
 
 
 def _read_file(
-    path: Path, source: ModelSource, config: dict[str, Any] | None = None
+    path: Path, source: ModelSource, config: dict[str, object] | None = None
 ) -> Model:
     """Another program's file; ``config`` of a crowsonkb file."""
     with translated(str(path)):
@@ -299,7 +299,7 @@ def _read_towers(folder: Path, hub: str = "") -> DualEncoder:
     return encoder
 
 
-def _objective(folder: Path) -> dict[str, Any]:
+def _objective(folder: Path) -> dict[str, object]:
     file = folder / runs.OBJECTIVE_FILE
     return runs.check_objective(read_json(file), str(file)) if file.is_file() else {}
 
@@ -332,7 +332,7 @@ class _GraphTower(nn.Module):
         self.preprocess_cfg = preprocess_cfg
 
     def forward(self, items: Tensor) -> Tensor:
-        array = items.detach().to("cpu", self.dtype).contiguous().numpy()
+        array = items.detach().to("cpu", self.dtype).numpy()
         return torch.from_numpy(self.graph(array)).to(items.device)
 
 

@@ -129,9 +129,9 @@ class PlainEncoder:
             self.embed_dim = int(content["embed_dim"])
             self.context_length = int(content["context_length"])
             self.preprocess_cfg: Pixels = content["preprocess_cfg"]
-            self.preprocess_cfg["mean"] = tuple(self.preprocess_cfg["mean"])
-            self.preprocess_cfg["std"] = tuple(self.preprocess_cfg["std"])
             self._transform = EvalTransform(self.preprocess_cfg)
+            self._mean = _channels(self.preprocess_cfg["mean"])
+            self._std = _channels(self.preprocess_cfg["std"])
             pad = content["pad"]
             self.image_graph = Graph(graph_file(folder, "image"), self.embed_dim)
             self.text_graph = Graph(graph_file(folder, "text"), self.embed_dim, pad)
@@ -158,11 +158,12 @@ class PlainEncoder:
     def pictures(self, images: Sequence[Image]) -> Array:
         arrays = [self._transform.array(image) for image in images]
         pixels = np.stack(arrays).astype(np.float32) / np.float32(255)
-        mean, std = (
-            np.array(self.preprocess_cfg[key], np.float32).reshape(3, 1, 1)
-            for key in ("mean", "std")
-        )
-        return unit_rows(self.image_graph((pixels - mean) / std))
+        return unit_rows(self.image_graph((pixels - self._mean) / self._std))
+
+
+def _channels(values: Sequence[float]) -> Array:
+    """(3, 1, 1) numbers of the channels."""
+    return np.array(values, np.float32).reshape(3, 1, 1)
 
 
 def unit_rows(rows: Array) -> Array:

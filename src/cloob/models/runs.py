@@ -114,7 +114,7 @@ def weights_file(folder: Path) -> Path | None:
     return None
 
 
-def check_objective(settings: Any, where: str) -> dict[str, Any]:
+def check_objective(settings: Any, where: str) -> dict[str, object]:
     for key in settings.keys() & {"inv_tau", "beta", "bias"}:
         value = settings[key]
         is_positive = _is_number(value) and value > 0
@@ -214,13 +214,13 @@ def is_better(metric: str, value: float, than: float) -> bool:
 
 
 def find_best(
-    run: Path, metric: str | None = None, measured: Mapping[str, Any] | None = None
+    run: Path, metric: str | None = None, measured: Mapping[str, object] | None = None
 ) -> tuple[Path, float] | None:
     """The best checkpoint by a metric, among those measured like the newest, and its
     value.
     """
     validations = {}
-    newest: Mapping[str, Any] = {}
+    newest: Mapping[str, object] = {}
     for path in list_checkpoints(run):
         values = read_validation(path)
         if values is not None:
@@ -240,7 +240,7 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
 
 
-def _comparable(metric: str, a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
+def _comparable(metric: str, a: Mapping[str, object], b: Mapping[str, object]) -> bool:
     """Whether two validations are of the same pairs, and losses of equal batches; what
     one of them does not say counts as equal.
     """

@@ -33,7 +33,7 @@ class TextConfig(TypedDict, total=False):
     hf_tokenizer_name: str
     tokenizer_mode: str
     tokenizer_kwargs: dict[str, object]
-    act_kwargs: dict[str, object] | None
+    act_kwargs: dict[str, object]
 
 
 class VisionConfig(TypedDict, total=False):
@@ -46,7 +46,7 @@ class VisionConfig(TypedDict, total=False):
     head_width: int
     mlp_ratio: float
     timm_model_name: str
-    act_kwargs: dict[str, object] | None
+    act_kwargs: dict[str, object]
 
 
 class ModelConfig(TypedDict, total=False):

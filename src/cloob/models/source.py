@@ -49,7 +49,7 @@ class PublicModel(NamedTuple):
     """A checkpoint that anyone may fetch: one file, or those of a folder."""
 
     files: list[dict[str, str]]  # each of them a PublicFile
-    config: dict[str, Any] | None = None  # of a crowsonkb file
+    config: dict[str, object] | None = None  # of a crowsonkb file
 
 
 class PhotoModel(NamedTuple):

@@ -15,9 +15,7 @@ serves it.
 from __future__ import annotations
 
 import json
-import shutil
 import struct
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from string import Template
@@ -27,6 +25,7 @@ import numpy as np
 
 from cloob.cache import cache_root
 from cloob.errors import InputError
+from cloob.files import whole_folder
 from cloob.models.importing import read_json, translated
 from cloob.models.onnx import Array, Graph, unit_rows
 from cloob.models.settings import ModelConfig
@@ -181,19 +180,14 @@ def keep_text_graph(
     has_words = isinstance(encoder.tokenizer, ClipTokenizer)
     if weights is None or weights.suffix != ".safetensors" or not has_words:
         return False
-    target = _graph_folder(fingerprint)
     try:
         weights = weights.resolve()
         graph = _text_tower_graph(cast(ModelConfig, encoder.config.settings), weights)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".tmp-") as name:
-            folder = Path(name)
+        with whole_folder(_graph_folder(fingerprint)) as folder:
             _write(folder, graph, weights, encoder)
             rows = TextGraph(folder, texts).texts(_PROBES)
             if np.abs(rows - texts(list(_PROBES))).max() >= _TOLERANCE:
-                return False
-            shutil.rmtree(target, ignore_errors=True)  # of weights that have changed
-            folder.rename(target)  # whole, or not at all
+                raise InputError(f"{weights}: rows of its graph are others")
     except (InputError, OSError):  # another kind of tower, or no place for its graph
         return False
     return True

@@ -54,6 +54,7 @@ class TokenizerSettings(TypedDict, total=False):
 
 
 SPECIALS = ("<start_of_text>", "<end_of_text>")  # open_clip's, as a text writes them
+OPENAI_SPECIALS = ("<|startoftext|>", "<|endoftext|>")
 CLIP_VOCABULARY = 49408
 HUB_FILE = "tokenizer.json"
 _PIECES = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"

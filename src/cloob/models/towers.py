@@ -79,8 +79,9 @@ def create_model(
         config["vision_cfg"]["image_size"] = image_size
     tag = library.get_pretrained_cfg(name, pretrained) if pretrained else {}
     where = f"{name}/{pretrained}" if tag else f"model {name!r}"
-    draws_alone = seed is not None or pretrained is not None
-    with torch.random.fork_rng(devices=[], enabled=draws_alone), translated(where):
+    # Only fresh weights without a seed move the global generator.
+    keeps_generator = seed is not None or pretrained is not None
+    with torch.random.fork_rng(devices=[], enabled=keeps_generator), translated(where):
         if tag:
             towers = _pretrained_towers(name, config, tag, str(pretrained), image_size)
         elif pretrained is not None:
@@ -104,7 +105,7 @@ class BuiltTowers:
     """
 
     model: Any
-    objective: dict[str, Any]
+    objective: dict[str, object]
     weights: Path | None = None
 
 

@@ -50,7 +50,7 @@ class VectorEncoder(Model):
         self,
         a: AnyHead,
         b: AnyHead,
-        objective: dict[str, Any] | None = None,
+        objective: dict[str, object] | None = None,
         encodings: Encodings = (None, None),
     ) -> None:
         embed_dim: int = a.options["embed_dim"]
@@ -78,13 +78,13 @@ class VectorEncoder(Model):
             raise InputError("these towers can be used, but not trained or stored anew")
 
     def files(self, *_: object) -> ModelFiles:
-        content: dict[str, Any] = {"format": 1}
+        content: dict[str, object] = {"format": 1}
         content |= {side: head.options for side, head in self.model.items()}
         if self.encodings != (None, None):
             content["tables"] = [_table_content(table) for table in self.encodings]
         return ModelFiles(VECTORS_FILE, content, HEADS_FILE, self.model.state_dict())
 
-    def numbers(self, side: Side, rows: Any) -> Any:
+    def numbers(self, side: Side, rows: object) -> Any:
         """The matrix that a side's head takes, of a table the columns as the training
         rows say; InputError for one that lacks a column.
         """
@@ -101,7 +101,7 @@ class VectorEncoder(Model):
         encoding_a, encoding_b = self.encodings
         return table.numbers(encoding_a if side == "a" else encoding_b)
 
-    def encode_a(self, rows: Any, *, batch_size: int = 4096) -> Tensor:
+    def encode_a(self, rows: object, *, batch_size: int = 4096) -> Tensor:
         """Embeds vectors of the first kind, without a gradient.
 
         Mode (train, eval) is the caller's.
@@ -120,12 +120,12 @@ class VectorEncoder(Model):
         """
         return self.encode("a", rows, batch_size)
 
-    def encode_b(self, rows: Any, *, batch_size: int = 4096) -> Tensor:
+    def encode_b(self, rows: object, *, batch_size: int = 4096) -> Tensor:
         """As ``encode_a``, of the second kind."""
         return self.encode("b", rows, batch_size)
 
     @torch.no_grad()
-    def encode(self, side: Side, rows: Any, batch_size: int = 4096) -> Tensor:
+    def encode(self, side: Side, rows: object, batch_size: int = 4096) -> Tensor:
         """As ``encode_a``, of a side."""
         from cloob.data.rows import as_numbers
 
@@ -147,7 +147,7 @@ class VectorEncoder(Model):
         return torch.cat(parts)
 
 
-def _table_content(encoding: Encoding | None) -> dict[str, Any] | None:
+def _table_content(encoding: Encoding | None) -> dict[str, object] | None:
     """How a table becomes numbers, for JSON; InputError for a pipeline of code."""
     if encoding is None:
         return None
@@ -175,7 +175,7 @@ def read_heads(folder: Path, options: Mapping[str, Any], sides: Sequence[str]) -
     return cast(Heads, (first, second))
 
 
-def require_vectors(encoder: Any) -> VectorEncoder:
+def require_vectors(encoder: Model) -> VectorEncoder:
     """The model; InputError where it is none of vectors."""
     if not isinstance(encoder, VectorEncoder):
         raise InputError(
@@ -185,18 +185,18 @@ def require_vectors(encoder: Any) -> VectorEncoder:
     return encoder
 
 
-def embed_rows(encoder: Any, side: Side, rows: Any) -> Tensor:
+def embed_rows(encoder: Model, side: Side, rows: object) -> Tensor:
     """The (n, D) unit rows of vectors of one side, on the CPU."""
     return require_vectors(encoder).encode(side, rows).cpu()
 
 
-def embed_pairs(encoder: Any, pairs: VectorPairs) -> tuple[Tensor, Tensor]:
+def embed_pairs(encoder: Model, pairs: VectorPairs) -> tuple[Tensor, Tensor]:
     """The (N, D) unit rows of both sides of all pairs, on the CPU."""
     pairs = pairs.encoded(require_vectors(encoder).encodings)
     size = _rows_at_once(4096, max(pairs.a.shape[1], pairs.b.shape[1]))
     rows_of_a, rows_of_b = [], []
     for start in range(0, len(pairs), size):
-        a, b = pairs.batch(np.arange(start, min(start + size, len(pairs)))).parts
+        a, b = pairs.batch(slice(start, start + size)).parts
         rows_of_a.append(embed_rows(encoder, "a", a))
         rows_of_b.append(embed_rows(encoder, "b", b))
     return torch.cat(rows_of_a), torch.cat(rows_of_b)

@@ -183,7 +183,7 @@ def short_name(typed: str) -> str:
 def inverse_temperature(encoder: DualEncoder) -> float | None:
     """τ⁻¹ of the model's objective, else of its weights; None where neither has it."""
     stated = encoder.objective_config.get("inv_tau")
-    if stated:
+    if isinstance(stated, int | float):
         return float(stated)
     logarithm = getattr(encoder.model, "logit_scale", None)
     return None if logarithm is None else math.exp(float(logarithm.detach()))

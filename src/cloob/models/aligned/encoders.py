@@ -160,7 +160,8 @@ def _package_folder(spec: str) -> Path:
     """The folder of the installed package ``pypi:NAME``, which is not imported."""
     check_packages([spec])
     package = importlib.util.find_spec(spec.removeprefix("pypi:").replace("-", "_"))
-    return Path(str(package and package.origin)).parent
+    assert package is not None and package.origin is not None
+    return Path(package.origin).parent
 
 
 def _transformer(source: str, spec: str) -> TextEncoder:

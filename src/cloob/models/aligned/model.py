@@ -71,7 +71,7 @@ class AlignedEncoder(DualEncoder):
         text: TextEncoder | TowerText,
         heads: Heads,
         names: dict[str, str],
-        objective: dict[str, Any] | None = None,
+        objective: dict[str, object] | None = None,
     ) -> None:
         self.names = names
         settings = {**names, "image_size": image.preprocess_cfg["size"]}
@@ -85,7 +85,7 @@ class AlignedEncoder(DualEncoder):
     def heads(self) -> Heads:
         return self.model.image_head, self.model.text_head
 
-    def with_heads(self, heads: Heads, objective: dict[str, Any]) -> AlignedEncoder:
+    def with_heads(self, heads: Heads, objective: dict[str, object]) -> AlignedEncoder:
         """The same encoders with other heads."""
         towers = self.model
         return AlignedEncoder(towers.visual, towers.text, heads, self.names, objective)
@@ -126,11 +126,14 @@ class AlignedEncoder(DualEncoder):
     def files(self, *_: object) -> ModelFiles:
         """Encoders go by name alone."""
         first, second = self.heads
-        probe = {side: rows.tolist() for side, rows in _probe(self).items()}
+        probe = {
+            side: [round(number, 6) for number in row.tolist()]
+            for side, row in _probe(self).items()
+        }
         content = {
             **self.config.settings,
             "heads": {"image": first.options, "text": second.options},
-            "probe": {side: [round(x, 6) for x in probe[side]] for side in _SIDES},
+            "probe": probe,
         }
         heads = nn.ModuleDict({"image": first, "text": second})
         return ModelFiles(ALIGNED_FILE, content, HEADS_FILE, heads.state_dict())
@@ -151,7 +154,7 @@ class AlignedEncoder(DualEncoder):
 def load_aligned(
     folder: Path,
     config: dict[str, Any],
-    objective: dict[str, Any],
+    objective: dict[str, object],
     load_model: LoadModel,
 ) -> AlignedEncoder:
     """Opens frozen encoders and their trained heads; refuses encoders that give other

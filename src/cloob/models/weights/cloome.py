@@ -11,7 +11,6 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -110,14 +109,14 @@ def eight_bits(channel: np.ndarray) -> np.ndarray:
 
 def load(
     path: Path, file: TorchFile
-) -> tuple[CellTower, MoleculeTower, dict[str, Any]]:
+) -> tuple[CellTower, MoleculeTower, dict[str, object]]:
     """Both towers with a file's weights, and the settings of their objective, whose β
     it does not hold.
 
     Raises:
         InputError: They are not those of CLOOME's ResNet and perceptron.
     """
-    tensors = {name: file.tensors[key] for name, key in file.keys.items()}
+    tensors = file.weights
     log_inv_tau = tensors.pop("logit_inv_tau")
     blocks = {
         tuple(key.split(".")[1:3]) for key in tensors if key.startswith("visual.layer")

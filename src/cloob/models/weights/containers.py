@@ -35,22 +35,18 @@ def folder_weights(folder: Path) -> tuple[Path, dict[str, Tensor]]:
     raise InputError(f"{folder}: no weights in it ({' or '.join(WEIGHTS_FILES)})")
 
 
-def trained_file(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def trained_file(path: Path) -> tuple[dict[str, Tensor], dict[str, object]]:
     """The tensors of safetensors or a ``state_dict`` of torch; and the objective that
     our open_clip launcher wrote.
     """
     if path.suffix == ".safetensors":
         return read_safetensors(path), {}
     file = read_torch(path)
-    tensors = file.tensors
-    objective: dict[str, Any] = {}
+    objective: dict[str, object] = {}
     with contextlib.suppress(KeyError, IndexError, TypeError):  # another program's
         stored = file.checkpoint["optimizer"]["param_groups"][0]["cloob"]
         objective = check_objective(stored, f"{path}: cloob")
-    # of training by several processes
-    if all(key.startswith("module.") for key in tensors):
-        tensors = {key.removeprefix("module."): tensors[key] for key in tensors}
-    return tensors, objective
+    return file.weights, objective
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -112,6 +108,11 @@ class TorchFile(NamedTuple):
         ``module.`` in front of these.
         """
         return {key.removeprefix("module."): key for key in self.tensors}
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """The tensors by the names of weights."""
+        return {name: self.tensors[key] for name, key in self.keys.items()}
 
 
 def read_torch(path: Path) -> TorchFile:

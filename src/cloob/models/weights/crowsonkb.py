@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from cloob.errors import InputError
 from cloob.models.encoder import DualEncoder, EncoderConfig, cloob_objective
 from cloob.models.importing import read_json
-from cloob.models.tokenizer import clip_tokenizer
+from cloob.models.tokenizer import OPENAI_SPECIALS, clip_tokenizer
 from cloob.models.weights.blocks import Blocks, Gelu, ImageTower
 from cloob.models.weights.containers import array, read_arrays
 from cloob.models.weights.keymap import (
@@ -29,7 +29,6 @@ from cloob.models.weights.keymap import (
     pixel_settings,
 )
 
-_SPECIALS = ("<|startoftext|>", "<|endoftext|>")
 _EPS = 1e-5
 
 
@@ -113,7 +112,7 @@ def build(name: str, where: Path, settings: dict[str, Any]) -> DualEncoder:
         towers = Towers(visual, text, math.log(config["inv_tau"]))
         length = text_config["text_size"]
         vocabulary = text_config["vocab_size"]
-    tokenizer = clip_tokenizer(where, vocabulary, length, _SPECIALS, "kept")
+    tokenizer = clip_tokenizer(where, vocabulary, length, OPENAI_SPECIALS, "kept")
     built = EncoderConfig("towers", embed_dim, length, settings)
     objective = cloob_objective(config["inv_tau"], config["scale_hopfield"], "unit")
     return DualEncoder(name, towers, tokenizer, built, objective)

@@ -29,10 +29,10 @@ from cloob.models.weights.keymap import (
 Settings = dict[str, Any]  # a part of a ``config.json``
 
 
-# ``act_kwargs`` of one tower; open_clip's quick_gelu is for both
-_ACTIVATIONS: dict[str, dict[str, object] | None] = {
-    "gelu": None,
-    "quick_gelu": None,
+# the arguments of one tower's activation; open_clip's quick_gelu is for both
+_ACTIVATIONS: dict[str, dict[str, object]] = {
+    "gelu": {},
+    "quick_gelu": {},
     "gelu_pytorch_tanh": {"approximate": "tanh"},
 }
 _INTERPOLATIONS = {2: "bilinear", 3: "bicubic"}  # PIL's numbers
@@ -81,7 +81,7 @@ def load(folder: Path) -> DualEncoder:
 
 def _text_cfg(config: Settings) -> TextConfig:
     width = config.get("hidden_size", 512)
-    return {
+    text_cfg: TextConfig = {
         "layers": config.get("num_hidden_layers", 12),
         "heads": config.get("num_attention_heads", 8),
         "width": width,
@@ -89,21 +89,27 @@ def _text_cfg(config: Settings) -> TextConfig:
         "context_length": config.get("max_position_embeddings", 77),
         "vocab_size": config.get("vocab_size", CLIP_VOCABULARY),
         "hf_tokenizer_name": "local",
-        "act_kwargs": _ACTIVATIONS[_activation(config)],
     }
+    act_kwargs = _ACTIVATIONS[_activation(config)]
+    if act_kwargs:
+        text_cfg["act_kwargs"] = act_kwargs
+    return text_cfg
 
 
 def _vision_cfg(config: Settings) -> VisionConfig:
     width = config.get("hidden_size", 768)
-    return {
+    vision_cfg: VisionConfig = {
         "layers": config.get("num_hidden_layers", 12),
         "head_width": width // config.get("num_attention_heads", 12),
         "width": width,
         "mlp_ratio": config.get("intermediate_size", 3072) / width,
         "image_size": config.get("image_size", 224),
         "patch_size": config.get("patch_size", 32),
-        "act_kwargs": _ACTIVATIONS[_activation(config)],
     }
+    act_kwargs = _ACTIVATIONS[_activation(config)]
+    if act_kwargs:
+        vision_cfg["act_kwargs"] = act_kwargs
+    return vision_cfg
 
 
 def _activation(tower: Settings) -> str:

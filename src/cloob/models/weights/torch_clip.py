@@ -19,7 +19,7 @@ from cloob.models.importing import read_json
 from cloob.models.runs import HUB_WEIGHTS_FILES
 from cloob.models.settings import ModelConfig, TextConfig, VisionConfig
 from cloob.models.source import known_models
-from cloob.models.tokenizer import SPECIALS, Ending, clip_tokenizer
+from cloob.models.tokenizer import OPENAI_SPECIALS, SPECIALS, Ending, clip_tokenizer
 from cloob.models.weights.containers import TorchFile
 from cloob.models.weights.keymap import Origin, build_open_clip, fill
 from cloob.objective import ContrastiveObjective
@@ -95,8 +95,7 @@ def _read_openai(path: Path, file: TorchFile) -> DualEncoder:
             path.name,
         )
     weights = {key: value for key, value in tensors.items() if key not in _SIZES}
-    specials = ("<|startoftext|>", "<|endoftext|>")
-    encoder = _empty_encoder(path, _model_cfg(weights), specials, "kept")
+    encoder = _empty_encoder(path, _model_cfg(weights), OPENAI_SPECIALS, "kept")
     fill(encoder.model, path, weights)
     inv_tau = min(float(encoder.model.logit_scale.double().exp()), 100.0)
     encoder.objective_config = ContrastiveObjective.clip(inv_tau=inv_tau).config()
