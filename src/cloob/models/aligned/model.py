@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,7 @@ from cloob.models.aligned.encoders import (
 )
 from cloob.models.encoder import DualEncoder, EncoderConfig, ModelFiles, weights_digest
 from cloob.models.runs import ALIGNED_FILE, HEADS_FILE
+from cloob.models.settings import JsonObject
 from cloob.models.tokenizer import describe
 from cloob.models.vectors import AnyHead, Heads, read_heads
 from cloob.models.weights.keymap import Towers
@@ -153,7 +154,7 @@ class AlignedEncoder(DualEncoder):
 
 def load_aligned(
     folder: Path,
-    config: dict[str, Any],
+    config: JsonObject,
     objective: dict[str, object],
     load_model: LoadModel,
 ) -> AlignedEncoder:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +18,7 @@ from torch.nn import functional as F
 from cloob.errors import InputError
 from cloob.models.encoder import DualEncoder, EncoderConfig, cloob_objective
 from cloob.models.importing import read_json
+from cloob.models.settings import JsonObject
 from cloob.models.tokenizer import OPENAI_SPECIALS, clip_tokenizer
 from cloob.models.weights.blocks import Blocks, Gelu, ImageTower
 from cloob.models.weights.containers import array, read_arrays
@@ -33,7 +33,7 @@ _EPS = 1e-5
 
 
 class HaikuText(nn.Module):
-    def __init__(self, config: dict[str, Any], width: int, gelu: Gelu) -> None:
+    def __init__(self, config: JsonObject, width: int, gelu: Gelu) -> None:
         super().__init__()
         self.end = config["vocab_size"] - 1
         self.token_embedding = nn.Embedding(config["vocab_size"], width)
@@ -56,13 +56,13 @@ class HaikuText(nn.Module):
         return F.normalize(self.proj(self.states(tokens)[:, 0]), dim=-1)
 
 
-def _blocks(config: dict[str, Any], width: int, gelu: Gelu) -> Blocks:
+def _blocks(config: JsonObject, width: int, gelu: Gelu) -> Blocks:
     """Blocks by a tower's configuration."""
     layers, heads = config["n_layers"], config["n_heads"]
     return Blocks(layers, width, heads, 4 * width, _EPS, gelu=gelu)
 
 
-def _image_tower(config: dict[str, Any], embed_dim: int, gelu: Gelu) -> ImageTower:
+def _image_tower(config: JsonObject, embed_dim: int, gelu: Gelu) -> ImageTower:
     colours = config["normalize"]
     size = config["image_size"]
     pixels = pixel_settings(size, colours["mean"], colours["std"], "lanczos")
@@ -71,7 +71,7 @@ def _image_tower(config: dict[str, Any], embed_dim: int, gelu: Gelu) -> ImageTow
     return ImageTower(pixels, config["patch_size"], blocks, width, embed_dim, None)
 
 
-def load(path: Path, config: dict[str, Any] | None, gelu: Gelu) -> DualEncoder:
+def load(path: Path, config: JsonObject | None, gelu: Gelu) -> DualEncoder:
     """The encoder of a pickle; its configuration is given or a JSON file next to it."""
     where = path
     if config is None:
@@ -100,7 +100,7 @@ def _tensors(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def build(name: str, where: Path, settings: dict[str, Any]) -> DualEncoder:
+def build(name: str, where: Path, settings: JsonObject) -> DualEncoder:
     """The encoder by the settings of a ``towers.json``, without weights."""
     config = settings["config"]
     gelu = settings["gelu"]

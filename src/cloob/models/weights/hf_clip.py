@@ -5,13 +5,18 @@ names.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from cloob.errors import InputError
 from cloob.models.encoder import DualEncoder, EncoderConfig
 from cloob.models.importing import read_json
 from cloob.models.runs import check_objective
-from cloob.models.settings import ModelConfig, Pixels, TextConfig, VisionConfig
+from cloob.models.settings import (
+    JsonObject,
+    ModelConfig,
+    Pixels,
+    TextConfig,
+    VisionConfig,
+)
 from cloob.models.tokenizer import (
     CLIP_VOCABULARY,
     TokenizerSettings,
@@ -25,9 +30,6 @@ from cloob.models.weights.keymap import (
     fill,
     key_map,
 )
-
-Settings = dict[str, Any]  # a part of a ``config.json``
-
 
 # the arguments of one tower's activation; open_clip's quick_gelu is for both
 _ACTIVATIONS: dict[str, dict[str, object]] = {
@@ -79,7 +81,7 @@ def load(folder: Path) -> DualEncoder:
     return DualEncoder(folder.name, model, tokenizer, built, objective)
 
 
-def _text_cfg(config: Settings) -> TextConfig:
+def _text_cfg(config: JsonObject) -> TextConfig:
     width = config.get("hidden_size", 512)
     text_cfg: TextConfig = {
         "layers": config.get("num_hidden_layers", 12),
@@ -96,7 +98,7 @@ def _text_cfg(config: Settings) -> TextConfig:
     return text_cfg
 
 
-def _vision_cfg(config: Settings) -> VisionConfig:
+def _vision_cfg(config: JsonObject) -> VisionConfig:
     width = config.get("hidden_size", 768)
     vision_cfg: VisionConfig = {
         "layers": config.get("num_hidden_layers", 12),
@@ -112,11 +114,11 @@ def _vision_cfg(config: Settings) -> VisionConfig:
     return vision_cfg
 
 
-def _activation(tower: Settings) -> str:
+def _activation(tower: JsonObject) -> str:
     return str(tower.get("hidden_act", "quick_gelu"))
 
 
-def _check(where: Path, text: Settings, image: Settings) -> None:
+def _check(where: Path, text: JsonObject, image: JsonObject) -> None:
     """Raises InputError for towers that open_clip's cannot be."""
     names = [_activation(text), _activation(image)]
     unknown = set(names) - _ACTIVATIONS.keys()
@@ -178,7 +180,7 @@ def _preprocess(folder: Path, side: int) -> Pixels:
     }
 
 
-def _processor(folder: Path) -> tuple[Path, Settings | None]:
+def _processor(folder: Path) -> tuple[Path, JsonObject | None]:
     """The image processor's file and content: that of transformers 5 before an older
     one.
     """

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -19,6 +18,7 @@ from cloob.models.encoder import (
     cloob_objective,
 )
 from cloob.models.importing import read_json
+from cloob.models.settings import JsonObject
 from cloob.models.tokenizer import NoTokenizer, RinnaTokenizer, Tokenizer
 from cloob.models.weights.blocks import Blocks, ImageTower
 from cloob.models.weights.containers import folder_weights
@@ -35,7 +35,7 @@ _LENGTH = 77
 
 
 class BertText(nn.Module):
-    def __init__(self, config: dict[str, Any], embed_dim: int) -> None:
+    def __init__(self, config: JsonObject, embed_dim: int) -> None:
         super().__init__()
         width = config.get("hidden_size", 768)
         eps = config.get(
@@ -65,9 +65,7 @@ class BertText(nn.Module):
         return rows
 
 
-def _blocks(
-    config: dict[str, Any], width: int, eps: float, *, norm_first: bool
-) -> Blocks:
+def _blocks(config: JsonObject, width: int, eps: float, *, norm_first: bool) -> Blocks:
     """Blocks by a tower's configuration, whose defaults are BERT's."""
     return Blocks(
         config.get("num_hidden_layers", 12),
@@ -79,7 +77,7 @@ def _blocks(
     )
 
 
-def _image_tower(config: dict[str, Any], embed_dim: int) -> ImageTower:
+def _image_tower(config: JsonObject, embed_dim: int) -> ImageTower:
     size = config.get("image_size", 224)
     pixels = pixel_settings(size, CLIP_MEAN, CLIP_STD, "bilinear")
     width = config.get("hidden_size", 768)
@@ -100,7 +98,7 @@ def load(folder: Path) -> DualEncoder:
     return encoder
 
 
-def build(name: str, where: Path, settings: dict[str, Any]) -> DualEncoder:
+def build(name: str, where: Path, settings: JsonObject) -> DualEncoder:
     """The encoder by the settings of a ``towers.json``, without weights; its tokenizer
     lies in the folder.
     """
