@@ -1,5 +1,5 @@
-"""The contrasts, Hopfield retrieval and the objective as the paper writes them: the
-oracle of all other paths.
+"""The contrasts and Hopfield retrieval as the paper writes them: the oracle of all
+other paths.
 
 InfoLOOB and InfoNCE (Eq. 3 of arXiv:2110.11316) draw an anchor to its positive and push
 it from the other candidates. InfoNCE keeps the positive in the denominator, so that its
@@ -10,23 +10,16 @@ positive, nears one; InfoLOOB leaves it out and does not saturate. SigLIP's sigm
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
-from types import ModuleType
-from typing import Literal, NamedTuple, TypedDict, Unpack, get_args
+from typing import NamedTuple, TypedDict
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cloob.family import CONTRASTS, Contrast
-from cloob.functional.checks import as_rows, check_ids, one_of, scalar
+from cloob.family import Contrast
+from cloob.functional.checks import as_rows, check_ids, scalar
 from cloob.functional.private import outside_autocast
 from cloob.functional.scores import Targets, contrast_scores, diagonal
-
-Scale = Literal["paper", "unit"]
 
 
 class Pairing(TypedDict, total=False):
@@ -36,239 +29,6 @@ class Pairing(TypedDict, total=False):
     ids: Tensor | None
     candidate_ids: Tensor | None
     exclude_above: float | None
-
-
-def cloob_reference(
-    image_features: Tensor,
-    text_features: Tensor,
-    inv_tau: float | Tensor,
-    beta: float | Tensor = 8.0,
-    *,
-    contrast: Contrast = "infoloob",
-    hopfield: bool = True,
-    scale: Scale = "paper",
-    bias: float | Tensor = -10.0,
-    ids: Tensor | None = None,
-    exclude_above: float | None = None,
-    targets: Targets | None = None,
-    weights: Tensor | None = None,
-) -> Tensor:
-    """The objective of a batch of N pairs; every N×N matrix is built and kept for the
-    backward pass.
-
-    Args:
-        image_features: (N, D) image embeddings X, unit rows.
-        text_features: (N, D) text embeddings Y, unit rows; row i belongs to image i.
-        inv_tau: Inverse temperature τ⁻¹ > 0 of the contrast.
-        beta: Inverse temperature β > 0 of the retrieval; unused without it.
-        contrast: ``"infoloob"``, ``"infonce"`` or ``"sigmoid"``.
-        hopfield: Contrast retrieved embeddings (CLOOB) or the plain ones (CLIP,
-            SigLIP).
-        scale: ``"paper"`` is τ · (sum of both directions), as the authors' code;
-            ``"unit"`` their mean, as CLIP. Paper = unit · 2τ, so at τ⁻¹ = 30 unit is 15
-            times as large. The sigmoid loss has no ``"paper"`` scale.
-        bias: b of the sigmoid loss; unused by the others, in which it cancels.
-        ids: (N,) integer ids; pairs of equal id are not each other's negatives.
-        exclude_above: Margin by which a candidate may exceed the positive and still be
-            a negative; None for any, see :func:`info_loob`. It compares what is
-            contrasted: retrieved embeddings with retrieval.
-        targets: (N, N) shares T, or (N, k) columns and their (N, k) shares: pair j is a
-            share T_ij of the positive of pair i, of its image among the texts and of
-            its text among the images. See :func:`cloob.functional.contrast_scores`.
-        weights: (N,) factors of both terms of every pair.
-
-    Returns:
-        0-d loss, float32 (float64 for float64 input).
-
-    Raises:
-        ValueError: As the functions it calls; N < 2; an unknown ``contrast`` or
-            ``scale``, or two that do not fit.
-    """
-    return pair_loss(
-        sys.modules[__name__],
-        image_features,
-        text_features,
-        inv_tau,
-        beta,
-        contrast=contrast,
-        hopfield=hopfield,
-        scale=scale,
-        bias=bias,
-        ids=ids,
-        exclude_above=exclude_above,
-        targets=targets,
-        weights=weights,
-    )
-
-
-def pair_loss(
-    backend: ModuleType,
-    image_features: Tensor,
-    text_features: Tensor,
-    inv_tau: float | Tensor,
-    beta: float | Tensor,
-    *,
-    contrast: Contrast = "infoloob",
-    hopfield: bool = True,
-    scale: Scale = "paper",
-    bias: float | Tensor = -10.0,
-    ids: Tensor | None = None,
-    exclude_above: float | None = None,
-    targets: Targets | None = None,
-    weights: Tensor | None = None,
-    beta_of_unit_rows: float | None = None,
-    matmul: torch.dtype | None = None,
-) -> Tensor:
-    """The objective by the functions of a backend: this module, or ``streamed``, which
-    alone takes the last two.
-    """
-    check_member(contrast, scale, hopfield)
-    x, y = check_pairs(image_features, text_features)
-    directions = Directions(
-        backend,
-        contrast,
-        bias=bias,
-        exclude_above=exclude_above,
-        matmul=matmul,
-        targets=targets,
-        weights=weights,
-    )
-    if not hopfield:
-        both = directions.of_plain(x, y, inv_tau, ids=ids)
-        return combine(both, inv_tau, scale)
-    fast: dict[str, object] = {}
-    if beta_of_unit_rows is not None or matmul is not None:
-        fast = {"beta_of_unit_rows": beta_of_unit_rows, "matmul": matmul}
-    u_x, u_y, v_x, v_y = backend.retrieve(x, y, beta, **fast)
-    both = directions.of_retrieved((u_x, v_y), (u_y, v_x), inv_tau, ids=ids)
-    return combine(both, inv_tau, scale)
-
-
-@dataclass(frozen=True)
-class Directions:
-    """The directions of a contrast by the functions of a backend, and by this module's
-    where it has none; with targets or weights by its ``weighted_contrast``.
-    """
-
-    backend: ModuleType
-    contrast: Contrast
-    bias: float | Tensor
-    exclude_above: float | None
-    matmul: torch.dtype | None
-    targets: Targets | None
-    weights: Tensor | None
-
-    @property
-    def weigh(self) -> bool:
-        """Whether pairs have soft targets or weights."""
-        return self.targets is not None or self.weights is not None
-
-    def one(
-        self,
-        anchors: Tensor,
-        candidates: Tensor,
-        inv_tau: float | Tensor,
-        **pairing: Unpack[Pairing],
-    ) -> Tensor:
-        """The loss of one direction."""
-        if self.weigh:
-            return self._weighted(anchors, candidates, inv_tau, **pairing)
-        row = CONTRASTS[self.contrast]
-        function = getattr(self.backend, row.function, None)
-        options = self.options(fast=function is not None)
-        if function is None:
-            function = getattr(sys.modules[__name__], row.function)
-        if not row.softmax:
-            options["bias"] = self.bias
-        loss: Tensor = function(anchors, candidates, inv_tau, **options, **pairing)
-        return loss
-
-    def of_retrieved(
-        self,
-        anchors: tuple[Tensor, Tensor],
-        candidates: tuple[Tensor, Tensor],
-        inv_tau: float | Tensor,
-        **pairing: Unpack[Pairing],
-    ) -> Tensor:
-        """The sum of two directions, each with logits of its own."""
-        two: Tensor
-        in_one_sweep = self.of_backend("softmax_two")
-        if in_one_sweep is not None and len(candidates[0]) == len(candidates[1]):
-            stacks = torch.stack(anchors), torch.stack(candidates)
-            two = in_one_sweep(*stacks, inv_tau, **self.options(fast=True), **pairing)
-            return two
-        images = self.one(anchors[0], candidates[0], inv_tau, **pairing)
-        return images + self.one(anchors[1], candidates[1], inv_tau, **pairing)
-
-    def of_plain(
-        self, x: Tensor, y: Tensor, inv_tau: float | Tensor, ids: Tensor | None
-    ) -> Tensor:
-        """The sum of both directions without retrieval, whose logits are each other's
-        transpose.
-        """
-        both: Tensor
-        of_one_product = self.of_backend("softmax_both")
-        if of_one_product is not None:
-            both = of_one_product(x, y, inv_tau, ids=ids, **self.options(fast=True))
-            return both
-        images = self.one(x, y, inv_tau, ids=ids)
-        if self.are_equal:
-            return 2 * images
-        return images + self.one(y, x, inv_tau, ids=ids)
-
-    @property
-    def are_equal(self) -> bool:
-        """Whether both directions are one sum without retrieval: where no softmax runs
-        over rows or columns.
-        """
-        softmax = CONTRASTS[self.contrast].softmax
-        return not (softmax or self.weigh) and self.exclude_above is None
-
-    def of_backend(self, name: str) -> Callable[..., Tensor] | None:
-        """The backend's function of two directions of InfoLOOB or InfoNCE, if it has
-        one.
-        """
-        if self.weigh or self.contrast not in ("infoloob", "infonce"):
-            return None
-        function = getattr(self.backend, name, None)
-        return function and partial(function, contrast=self.contrast)
-
-    def options(self, *, fast: bool) -> dict[str, object]:
-        """What a function is handed besides rows, τ⁻¹ and pairing."""
-        options: dict[str, object] = {}
-        if self.exclude_above is not None:
-            options["exclude_above"] = self.exclude_above
-        if fast and self.matmul is not None:
-            options["matmul"] = self.matmul
-        return options
-
-    def _weighted(
-        self,
-        anchors: Tensor,
-        candidates: Tensor,
-        inv_tau: float | Tensor,
-        **pairing: Unpack[Pairing],
-    ) -> Tensor:
-        """One direction with targets or weights."""
-        if self.targets is not None and self.exclude_above is not None:
-            raise ValueError(
-                "exclude_above compares with the positive, and targets name several:"
-                " leave one out"
-            )
-        if self.matmul is not None:
-            raise ValueError("targets and weights need matmul='float32'")
-        loss: Tensor = self.backend.weighted_contrast(
-            anchors,
-            candidates,
-            inv_tau,
-            contrast=self.contrast,
-            bias=0.0 if CONTRASTS[self.contrast].softmax else self.bias,
-            exclude_above=self.exclude_above,
-            targets=self.targets,
-            weights=self.weights,
-            **pairing,
-        )
-        return loss
 
 
 @outside_autocast
@@ -555,46 +315,3 @@ def check_contrast(
         )
         raise ValueError(f"{sizes}: {needed}")
     return n, m
-
-
-def check_pairs(
-    image_features: Tensor, text_features: Tensor, at_least: int = 2
-) -> list[Tensor]:
-    """Both sides of the batch as float32 or float64 matrices of equal shape."""
-    x, y = as_rows(image_features=image_features, text_features=text_features)
-    if len(x) != len(y) or len(x) < at_least:
-        problem = (
-            f"{len(x)} image_features and {len(y)} text_features: pairs are expected,"
-            f" at least {at_least} of them"
-        )
-        raise ValueError(
-            f"{problem}; for a last batch of one give the loader drop_last=True"
-        )
-    return [x, y]
-
-
-def check_member(contrast: str, scale: str, hopfield: bool) -> None:
-    """Refuses what is no member of the family: τ · sum takes the τ⁻¹ out of a logit,
-    but not out of one with a bias; the sigmoid loss has no form with retrieval.
-    """
-    one_of("contrast", contrast, tuple(CONTRASTS))
-    one_of("scale", scale, get_args(Scale))
-    if not CONTRASTS[contrast].softmax and scale == "paper":
-        raise ValueError(
-            f"scale='paper' is that of the softmax contrasts; {contrast=} needs"
-            " scale='unit'"
-        )
-    if not CONTRASTS[contrast].softmax and hopfield:
-        raise ValueError(
-            f"hopfield=True is for the softmax contrasts; {contrast=} needs"
-            " hopfield=False"
-        )
-
-
-def combine(both: Tensor, inv_tau: float | Tensor, scale: Scale) -> Tensor:
-    """The sum of both directions as the loss: τ · sum (``"paper"``) or mean
-    (``"unit"``).
-    """
-    if scale == "paper":
-        return both / scalar("inv_tau", inv_tau, both)
-    return both / 2

@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from cloob import distributed
 from cloob.citation import BIBTEX
 from cloob.errors import require
-from cloob.functional.reference import Scale
+from cloob.functional.pairs import Scale
 from cloob.interop.negatives import contrast_with_negatives
 from cloob.objective import ContrastiveObjective, check_finite
 

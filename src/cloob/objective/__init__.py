@@ -23,8 +23,8 @@ from cloob.family import (
     member_name,
 )
 from cloob.functional.checks import NonFiniteFeaturesError, check_number, one_of
+from cloob.functional.pairs import Scale, check_member
 from cloob.functional.private import in_program, in_transform, readable
-from cloob.functional.reference import Scale, check_member
 from cloob.functional.scores import Targets
 from cloob.objective.backends import Backend, Products, check_products
 from cloob.objective.batch import (

@@ -13,8 +13,8 @@ from cloob import distributed
 from cloob.distributed import Layout
 from cloob.family import Contrast
 from cloob.functional.checks import check_number, scalar
+from cloob.functional.pairs import Scale, check_pairs
 from cloob.functional.private import outside_compiler
-from cloob.functional.reference import Scale, check_pairs
 from cloob.objective.labels import Labels, check_reach
 from cloob.objective.notices import Notices
 from cloob.objective.values import Scales, read_values

@@ -10,7 +10,8 @@ from torch import Tensor
 from cloob import distributed
 from cloob.distributed import Layout
 from cloob.functional import streamed
-from cloob.functional.reference import Directions, Pairing, combine, pair_loss
+from cloob.functional.pairs import Directions, in_scale, pair_loss
+from cloob.functional.reference import Pairing
 from cloob.objective.backends import Backend, Products, choose_backend
 from cloob.objective.batch import Batch
 
@@ -78,22 +79,22 @@ def _loss_over_ranks(
     if ids is not None:
         own["ids"] = ids
         own["candidate_ids"] = distributed.gather_rows(ids, layout)
-    one_product = None
+    softmax_both = None
     if backend is streamed and not member.hopfield and negatives is None:
-        one_product = directions.of_backend("softmax_both")
-    if one_product is not None:
-        both = one_product(
+        softmax_both = directions.function_of_two("softmax_both")
+    if softmax_both is not None:
+        both = softmax_both(
             batch.x,
             distributed.gather_rows(batch.y, layout),
             batch.scales["inv_tau"],
             stack_ranks=lambda value: distributed.stack_ranks(value, layout),
-            **directions.options(fast=True),
+            **directions.options,
             **own,
         )
     else:
         both = _two_products(batch, layout, directions, own, negatives)
     share = len(batch.x) / layout.total
-    loss = combine(both, batch.scales["inv_tau"], member.scale)
+    loss = in_scale(both, batch.scales["inv_tau"], member.scale)
     return distributed.global_sum(loss * share, layout)
 
 

@@ -46,7 +46,7 @@ from typing import Any
 
 from torch import Tensor
 
-from cloob.functional.reference import pair_loss
+from cloob.functional.pairs import pair_loss
 from cloob.functional.streamed.both import softmax_both
 from cloob.functional.streamed.contrast import (
     info_loob,
