@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cloob.data.shards.spec import is_pattern, is_remote
-from cloob.errors import InputError
+from cloob.errors import InputError, counted
 from cloob.machine import decoders
 
 if TYPE_CHECKING:
@@ -66,8 +66,11 @@ def check_out(
         raise InputError(f"{option} {path}: ends in {ending}; {expected}")
     if path.is_dir():
         raise InputError(f"{option} {path}: is a folder; {expected}")
-    if os.path.realpath(path) in map(os.path.realpath, filter(None, inputs)):
-        raise InputError(f"{option} {path}: is what is read; name another file")
+    for spec in filter(None, inputs):
+        file_of_column = spec.rpartition(":")[0]  # of FILE:COLUMN
+        files = map(os.path.realpath, (spec, file_of_column))
+        if os.path.realpath(path) in files:
+            raise InputError(f"{option} {path}: is what is read; name another file")
     if path.exists() and not overwrite:
         raise InputError(f"{path}: exists; --overwrite replaces it")
     check_folder(path.parent, f"{path}: cannot be written")
@@ -110,17 +113,19 @@ def say_next_of_pictures(out: Path, source: str, holds_out: bool) -> None:
 
 def print_length(result: RunResult | HeadsResult, patience: int) -> None:
     """Says how long a run was, and why it ended."""
-    run, epochs, steps = result.run, result.epochs, result.steps
+    epochs = counted(result.epochs, "epochs")
+    steps = counted(result.steps, "steps")
     if result.already_finished:
         why = "a longer one goes on"
         if result.out_of_patience:
             why = "the patience was used up, --patience 0 goes on"
-        print(f"{run}: already finished ({epochs} epochs, {steps:,} steps); {why}")
+        print(f"{result.run}: already finished ({epochs}, {steps}); {why}")
         return
     pairs = f"{result.samples_seen:,} pairs"
-    print(f"{run}: {steps:,} steps, {epochs} epochs, {pairs}, {result.seconds:,.0f} s")
+    print(f"{result.run}: {steps}, {epochs}, {pairs}, {result.seconds:,.0f} s")
     if result.out_of_patience:
-        print(f"stopped at epoch {epochs}: no better for {patience} epochs")
+        why = f"no better for {counted(patience, 'epochs')}"
+        print(f"stopped at epoch {result.epochs}: {why}")
 
 
 def print_table(lines: Sequence[tuple[str, Sequence[str]]]) -> None:
