@@ -15,7 +15,6 @@ sum, the one without the row's largest term; every other j leaves that term in, 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -114,28 +113,34 @@ def contrast_scores(
         raise ValueError(f"scores has shape {(n, m)}; a row and two columns are needed")
 
     scores = scores.to(lifted(scores))
-    softmax = contrast != "sigmoid"
-    positives = read_targets(targets, (n, m), scores, sums=softmax)
-    factors = read_weights(weights, (n, m), scores, entries=not softmax)
+    may_read = is_readable(scores)
+    sigmoid = contrast == "sigmoid"
+    positives = read_targets(
+        targets, (n, m), scores, sum_to_1=not sigmoid, may_read=may_read
+    )
+    factors = read_weights(weights, (n, m), scores, by_entry=sigmoid, may_read=may_read)
     check_mask(mask, scores)
-    losses = sigmoid_rows if contrast == "sigmoid" else softmax_rows(contrast)
+    if sigmoid:
+        losses = sigmoid_rows(scores, positives, factors, mask)
+    else:
+        losses = softmax_rows(contrast, scores, positives, factors, mask)
     # Divided before it is summed: a sum of large numbers overflows before their mean.
-    return (losses(scores, positives, factors, mask) / n).sum()
+    return (losses / n).sum()
 
 
-def softmax_rows(contrast: str) -> Callable[..., Tensor]:
-    """The function of InfoLOOB's or InfoNCE's (N,) weighted losses."""
-
-    def losses(
-        scores: Tensor, positives: Positives, weights: Tensor, mask: Tensor | None
-    ) -> Tensor:
-        candidates = scores if mask is None else scores.masked_fill(mask, -torch.inf)
-        rest, lone = leave_one_out(candidates, positives.columns)
-        gaps = rest - positives.of(scores)
-        costs = gaps if contrast == "infoloob" else -F.logsigmoid(-gaps)
-        return weights * weighted_sum(positives.shares, costs.masked_fill(lone, 0.0))
-
-    return losses
+def softmax_rows(
+    contrast: Contrast,
+    scores: Tensor,
+    positives: Positives,
+    weights: Tensor,
+    mask: Tensor | None,
+) -> Tensor:
+    """InfoLOOB's or InfoNCE's (N,) weighted losses."""
+    candidates = scores if mask is None else scores.masked_fill(mask, -torch.inf)
+    others, lone = leave_one_out(candidates, positives.columns)
+    gaps = others - positives.of(scores)
+    costs = gaps if contrast == "infoloob" else -F.logsigmoid(-gaps)
+    return weights * weighted_sum(positives.shares, costs.masked_fill(lone, 0.0))
 
 
 def sigmoid_rows(
@@ -195,18 +200,18 @@ def read_targets(
     shape: tuple[int, int],
     like: Tensor,
     *,
-    sums: bool,
-    look: bool | None = None,
+    sum_to_1: bool,
+    may_read: bool,
 ) -> Positives:
     """The targets as positives of a matrix of scores of this shape; what was read
     before stays as it is.
 
-    ``sums``: rows must sum to 1. ``look`` reads values, None: where no device waits.
+    ``sum_to_1``: rows must. ``may_read``: values are checked too, for which a device
+    waits.
     """
     if isinstance(targets, Positives):
         return targets
     n, m = shape
-    look = is_readable(like) if look is None else look
     if targets is None:
         if n > m:
             raise ValueError(f"{n} rows and {m} columns: rows beyond need targets")
@@ -215,18 +220,18 @@ def read_targets(
     if columns is None:
         check_shape("targets", shares, shape, like)
     else:
-        check_columns(columns, shape, like, look)
+        check_columns(columns, shape, like, may_read=may_read)
         check_shape("shares of targets", shares, tuple(columns.shape), like)
     shares = shares.to(like.dtype)
-    if look:
-        check_shares(shares, sums)
+    if may_read:
+        check_shares(shares, sum_to_1=sum_to_1)
     return Positives(columns, shares)
 
 
 def check_columns(
-    columns: Tensor, shape: tuple[int, int], like: Tensor, look: bool
+    columns: Tensor, shape: tuple[int, int], like: Tensor, *, may_read: bool
 ) -> None:
-    """Refuses columns of targets that are no (n, k) int64, or, if it may ``look``,
+    """Refuses columns of targets that are no (n, k) int64, or, if values may be read,
     that there are not.
     """
     n, m = shape
@@ -239,7 +244,7 @@ def check_columns(
             f"{actual} {columns.dtype} on {columns.device}; ({n}, k) int64 on"
             f" {like.device} is expected"
         )
-    if not look:
+    if not may_read:
         return
     first, last = int(columns.min()), int(columns.max())
     if not 0 <= first <= last < m:
@@ -260,7 +265,7 @@ def check_shape(
         )
 
 
-def check_shares(shares: Tensor, sums: bool) -> None:
+def check_shares(shares: Tensor, *, sum_to_1: bool) -> None:
     """Refuses shares that are negative, not finite, or whose rows do not sum to 1; it
     reads them.
     """
@@ -271,7 +276,7 @@ def check_shares(shares: Tensor, sums: bool) -> None:
             f"targets lie between {float(least):.4g} and {float(greatest):.4g}; shares"
             " between 0 and 1 are expected"
         )
-    if sums:
+    if sum_to_1:
         off = (shares.double().sum(dim=1) - 1).abs()
         if float(off.max()) > SUM_TOLERANCE:
             row = int(off.argmax())
@@ -286,16 +291,16 @@ def read_weights(
     shape: tuple[int, int],
     like: Tensor,
     *,
-    entries: bool = False,
-    look: bool | None = None,
+    by_entry: bool = False,
+    may_read: bool,
 ) -> Tensor:
-    """The (N,) weights of rows, ones for None, or with ``entries`` also (N, M)."""
+    """The (N,) weights of rows, ones for None, or ``by_entry`` also (N, M)."""
     if weights is None:
         return like.new_ones(shape[0])
-    whole = entries and isinstance(weights, Tensor) and weights.ndim == 2
+    whole = by_entry and isinstance(weights, Tensor) and weights.ndim == 2
     check_shape("weights", weights, shape if whole else shape[:1], like)
     weights = weights.to(like.dtype)
-    if is_readable(like) if look is None else look:
+    if may_read:
         least, greatest = weights.detach().aminmax()
         if not 0 <= float(least) <= float(greatest) < torch.inf:
             raise ValueError(

@@ -348,7 +348,7 @@ class ContrastiveObjective(ScaledModule):
             Labels(ids, targets, weights),
             scales,
             self.member(hopfield),
-            look=self.check and trusted is None and readable(),
+            may_read=self.check and trusted is None and readable(),
             trains=self.training,
             gives_inv_tau=logit_scale is not None,
             trusted=trusted,
@@ -356,7 +356,7 @@ class ContrastiveObjective(ScaledModule):
         read = read_batch_over_ranks if self._gathers() else read_batch
         batch = read(call, self._notices)
         loss = loss_of(batch, self.backend, self.matmul)
-        if call.look:
+        if call.may_read:
             self._look_for_negatives(batch)
         loss = self._touch(
             loss,

@@ -37,7 +37,7 @@ class Call(NamedTuple):
     labels: Labels
     scales: Scales
     member: Member
-    look: bool  # whether values are read
+    may_read: bool  # values, for which the device is waited for
     trains: bool
     gives_inv_tau: bool
     trusted: Layout | None
@@ -57,7 +57,7 @@ class Batch(NamedTuple):
     # β as a number, infinite where it is not known, of rows of unit length
     beta_of_unit_rows: float | None = None
 
-    def values_to_compare(self, *, look: bool) -> dict[str, Any]:
+    def values_to_compare(self, *, may_read: bool) -> dict[str, Any]:
         """What ranks compare of their batches, by name."""
         scales = {
             name: float(scale.detach() if isinstance(scale, Tensor) else scale)
@@ -68,7 +68,7 @@ class Batch(NamedTuple):
             | scales
             | {
                 "rows": len(self.x),
-                "reach": self.labels.reach(look=look),
+                "reach": self.labels.reach(may_read=may_read),
                 "embedding dimension": self.x.shape[1],
                 "dtype": str(self.x.dtype),
                 **self.labels.presence(),
@@ -105,7 +105,9 @@ def _read(
 ) -> Batch:
     """The batch, of which so many candidates, None where they are not known yet."""
     member = call.member
-    labels = call.labels.checked(x, n_candidates, member.contrast, look=call.look)
+    labels = call.labels.checked(
+        x, n_candidates, member.contrast, may_read=call.may_read
+    )
     check_learned(call, notices)
     scales: Scales = {}
     for name, value in call.scales.items():  # as far as no device is waited for
@@ -120,7 +122,7 @@ def _read(
         # of a learned β no number is read
         number = math.inf if isinstance(beta, Tensor) else beta
         return batch._replace(beta_of_unit_rows=number)
-    if not call.look:
+    if not call.may_read:
         return batch
     cone = member.hopfield and call.trains and notices.is_first("look at cone")
     values = read_values(x, y, scales, cosine=cone)
@@ -163,7 +165,7 @@ def _agree(read: Callable[[], Batch], call: Call) -> Batch:
     own_values: dict[str, Any] = {}
     try:
         batch = read()
-        own_values = batch.values_to_compare(look=call.look)
+        own_values = batch.values_to_compare(may_read=call.may_read)
     except Exception as error:
         fault = error
     # The same kind on all ranks: also where this one was handed no tensor.

@@ -20,34 +20,30 @@ class Labels(NamedTuple):
     targets: Targets | None = None
     weights: Tensor | None = None
 
-    @property
-    def weigh(self) -> bool:
-        """Whether there are targets or weights, which all go one path."""
-        return self.targets is not None or self.weights is not None
-
     def checked(
-        self, rows: Tensor, n_candidates: int | None, contrast: str, *, look: bool
+        self, rows: Tensor, n_candidates: int | None, contrast: str, *, may_read: bool
     ) -> Labels:
         """These labels of (n, D) rows against so many candidates, None if that is not
-        known yet; ``look`` reads values, for which it waits for the device.
+        known yet; if it ``may_read`` values, it waits for the device.
         """
         n = len(rows)
-        both = check_ids(self.ids, None, n, n, rows.device)
+        ids = check_ids(self.ids, None, n, n, rows.device)
         shape = (n, sys.maxsize if n_candidates is None else n_candidates)
         if n_candidates is None and isinstance(self.targets, Tensor):
             shape = (n, self.targets.shape[-1] if self.targets.ndim else 0)
         targets, weights = self.targets, self.weights
         if targets is not None:
-            sums = CONTRASTS[contrast].softmax
-            positives = read_targets(targets, shape, rows, sums=sums, look=look)
+            softmax = CONTRASTS[contrast].softmax
+            positives = read_targets(
+                targets, shape, rows, sum_to_1=softmax, may_read=may_read
+            )
             check_constant("targets", positives.shares)
             targets = positives
         if weights is not None:
-            weights = read_weights(weights, shape, rows, look=look)
+            weights = read_weights(weights, shape, rows, may_read=may_read)
             check_constant("weights", weights)
-        return Labels(
-            None if both is None else both[0].to(torch.int64), targets, weights
-        )
+        integers = None if ids is None else ids[0].to(torch.int64)
+        return Labels(integers, targets, weights)
 
     def presence(self) -> dict[str, bool]:
         """Which of them there are; ranks must have this in common."""
@@ -57,15 +53,16 @@ class Labels(NamedTuple):
             "targets": self.targets is not None,
         }
 
-    def reach(self, *, look: bool) -> tuple[int, bool]:
+    def reach(self, *, may_read: bool) -> tuple[int, bool]:
         """How many candidates the targets of this rank speak of, and whether of each;
-        without a ``look`` at columns, none.
+        none if columns may not be read.
         """
         if not isinstance(self.targets, Positives):
             return 0, False
         if self.targets.columns is None:
             return self.targets.shares.shape[1], True
-        return int(self.targets.columns.max()) + 1 if look else 0, False
+        n_columns = int(self.targets.columns.max()) + 1 if may_read else 0
+        return n_columns, False
 
 
 def check_reach(reaches: tuple[tuple[int, bool], ...], total: int) -> None:

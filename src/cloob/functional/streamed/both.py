@@ -21,24 +21,23 @@ constant is left out there too.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Unpack
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from cloob.family import Contrast
-from cloob.functional.checks import as_rows, check_ids, scalar
+from cloob.functional.checks import as_rows, scalar
 from cloob.functional.private import Context
 from cloob.functional.reference import check_contrast
+from cloob.functional.streamed.contrast import Options, Settings, read_settings
 from cloob.functional.streamed.tiles import (
     accumulate,
     blocks,
     eager,
     exp_,
     first_order,
-    matmul_dtype,
     strip_size,
 )
 
@@ -47,53 +46,53 @@ from cloob.functional.streamed.tiles import (
 MAX_KEPT = 1 << 26
 
 
-@dataclass(frozen=True)
-class _Pairs:
-    """What is contrasted with what: anchor i with candidate ``i + offset``.
-
-    ``ids`` are those of the anchors and of the candidates. ``stack_ranks`` stacks a
-    tensor of every rank, where a rank has some of the anchors and all candidates.
-    """
-
-    leave_out: bool
-    offset: int
-    ids: tuple[Tensor, Tensor] | None
-    exclude_above: float | None
-    stack_ranks: Callable[[Tensor], Tensor] | None
-    matmul: torch.dtype
-    differentiable: bool
+StackRanks = Callable[[Tensor], Tensor]
+"""Stacks the tensors that all ranks call it with; a rank has some of the anchors and
+all candidates.
+"""
+Strips = Iterable[tuple[slice, Tensor]]
+"""The anchors of strips of logits, and their logits with all candidates."""
 
 
 class _Logits:
     """The (n, M) logits less their constant, strip by strip, as three terms.
 
-    A logit is ``x @ y.T + of_x[:, None] + of_y``, with ``x`` and ``y`` without their
-    means. It is −∞ for what is no negative in either direction.
+    A logit is ``x @ y.T + x_term[:, None] + y_term``, with ``x`` and ``y`` without
+    their means. It is −∞ for what is no negative in either direction.
     """
 
-    def __init__(self, x: Tensor, y: Tensor, inv_tau: Tensor, pairs: _Pairs) -> None:
-        self.pairs = pairs
-        self.own = slice(pairs.offset, pairs.offset + len(x))
+    def __init__(
+        self,
+        x: Tensor,
+        y: Tensor,
+        inv_tau: Tensor,
+        settings: Settings,
+        stack_ranks: StackRanks | None,
+    ) -> None:
+        self.settings = settings
+        self.stack_ranks = stack_ranks
+        # the candidates that belong to these anchors
+        self.own = slice(settings.offset, settings.offset + len(x))
         self.mean_x = inv_tau * x.mean(dim=0)
         self.mean_y = y.mean(dim=0)
-        if pairs.stack_ranks is not None:  # all have to leave out the same constant
-            self.mean_x = pairs.stack_ranks(self.mean_x).mean(dim=0)
+        if stack_ranks is not None:  # all have to leave out the same constant
+            self.mean_x = stack_ranks(self.mean_x).mean(dim=0)
         self.x = torch.addcmul(-self.mean_x, inv_tau, x)
         self.y = y - self.mean_y
-        self.of_x = self.x @ self.mean_y
-        self.of_y = self.y @ self.mean_x
-        self.low_x = self.x.to(pairs.matmul)
-        self.low_y = self.y.to(pairs.matmul)
+        self.x_term = self.x @ self.mean_y
+        self.y_term = self.y @ self.mean_x
+        self.low_x = self.x.to(settings.matmul)
+        self.low_y = self.y.to(settings.matmul)
 
-        own = (self.x * self.y[self.own]).sum(dim=1)
-        self.positives = own.add_(self.of_x).add_(self.of_y[self.own])
-        if pairs.stack_ranks is not None:
-            placed = torch.zeros_like(self.of_y)
+        products = (self.x * self.y[self.own]).sum(dim=1)
+        self.positives = products.add_(self.x_term).add_(self.y_term[self.own])
+        if stack_ranks is not None:
+            placed = torch.zeros_like(self.y_term)
             placed[self.own] = self.positives
-            self.positives = pairs.stack_ranks(placed).sum(dim=0)
+            self.positives = stack_ranks(placed).sum(dim=0)
         self.limits: Tensor | None = None
-        if pairs.exclude_above is not None:
-            self.limits = self.positives + inv_tau * pairs.exclude_above
+        if settings.exclude_above is not None:
+            self.limits = self.positives + inv_tau * settings.exclude_above
 
         self.strips = blocks(len(x), strip_size(x))
         self.scratch = x.new_empty(self.strips[0].stop, len(y))
@@ -108,13 +107,13 @@ class _Logits:
         positive or has the same id.
         """
         if self.low_x.dtype == self.x.dtype:
-            strip = torch.addmm(self.of_y, self.low_x[rows], self.low_y.T)
+            strip = torch.addmm(self.y_term, self.low_x[rows], self.low_y.T)
         else:
-            strip = (self.low_x[rows] @ self.low_y.T).to(self.x.dtype).add_(self.of_y)
-        strip += self.of_x[rows, None]
-        strip.diagonal(self.pairs.offset + rows.start).fill_(-torch.inf)
-        if self.pairs.ids is not None:
-            of_anchors, of_candidates = self.pairs.ids
+            strip = (self.low_x[rows] @ self.low_y.T).to(self.x.dtype).add_(self.y_term)
+        strip += self.x_term[rows, None]
+        strip.diagonal(self.settings.offset + rows.start).fill_(-torch.inf)
+        if self.settings.ids is not None:
+            of_anchors, of_candidates = self.settings.ids
             same = of_anchors[rows, None] == of_candidates[None, :]
             strip.masked_fill_(same, -torch.inf)
         return strip
@@ -143,29 +142,31 @@ class _Logits:
         return torch.stack([highest.squeeze(dim), total])
 
 
-Strips = Iterable[tuple[slice, Tensor]]
-"""The rows of strips, and their logits."""
-
-
 class _BothDirections(torch.autograd.Function):
     """The sum of both directions' losses of the own pairs, a mean over them."""
 
     @staticmethod
     def forward(
-        ctx: Context, x: Tensor, y: Tensor, inv_tau: Tensor, pairs: _Pairs
+        ctx: Context,
+        x: Tensor,
+        y: Tensor,
+        inv_tau: Tensor,
+        settings: Settings,
+        stack_ranks: StackRanks | None,
     ) -> Tensor:
-        logits = _Logits(x, y, inv_tau, pairs)
+        logits = _Logits(x, y, inv_tau, settings, stack_ranks)
         strips: Strips = logits  # which multiplies them at every reading
-        if pairs.differentiable and len(x) * len(y) <= MAX_KEPT:
+        if settings.differentiable and len(x) * len(y) <= MAX_KEPT:
             strips = list(logits)
-        rows, columns = _softmaxes(logits, strips)
-        losses = rows.loss + columns.loss[logits.own]
-        if pairs.differentiable:
+        of_rows, of_columns = _softmaxes(logits, strips)
+        losses = of_rows.loss + of_columns.loss[logits.own]
+        if settings.differentiable:
             gradients = _Gradients(logits)
-            for own, strip in strips:
-                gradients.add(own, _derivatives(logits, own, strip, rows, columns))
-            of_scale = gradients.by_log_inv_tau() if ctx.needs_input_grad[2] else None
-            ctx.save_for_backward(inv_tau, *gradients.with_means(), of_scale)
+            for rows, strip in strips:
+                p = _derivatives(logits, rows, strip, of_rows, of_columns)
+                gradients.add(rows, p)
+            by_scale = gradients.by_log_inv_tau() if ctx.needs_input_grad[2] else None
+            ctx.save_for_backward(inv_tau, *gradients.with_means(), by_scale)
         return losses.mean()
 
     @staticmethod
@@ -174,7 +175,7 @@ class _BothDirections(torch.autograd.Function):
         inv_tau, d_x, d_y, d_log_inv_tau = ctx.saved_tensors
         grad = grad / len(d_x)
         d_inv_tau = None if d_log_inv_tau is None else grad * d_log_inv_tau / inv_tau
-        return grad * inv_tau * d_x, grad * d_y, d_inv_tau, None
+        return grad * inv_tau * d_x, grad * d_y, d_inv_tau, None, None
 
 
 class _Softmaxes(NamedTuple):
@@ -188,23 +189,23 @@ class _Softmaxes(NamedTuple):
 
 def _softmaxes(logits: _Logits, strips: Strips) -> tuple[_Softmaxes, _Softmaxes]:
     """Softmaxes of rows and columns, from one reading of the logits."""
-    of_rows: list[Tensor] = []
-    of_columns: Tensor | None = None
-    for own, strip in strips:
-        by_row, by_column = logits.negatives(own, strip)
-        of_rows.append(logits.sums(by_row, dim=1))
-        part = logits.sums(by_column, dim=0)
-        if of_columns is not None:
-            part = _joined(torch.stack([of_columns, part]))
-        of_columns = part
-    assert of_columns is not None
-    if logits.pairs.stack_ranks is not None:
-        of_columns = _joined(logits.pairs.stack_ranks(of_columns))
+    row_sums: list[Tensor] = []
+    column_sums: Tensor | None = None
+    for rows, strip in strips:
+        by_row, by_column = logits.negatives(rows, strip)
+        row_sums.append(logits.sums(by_row, dim=1))
+        sums = logits.sums(by_column, dim=0)
+        if column_sums is not None:
+            sums = _added(torch.stack([column_sums, sums]))
+        column_sums = sums
+    assert column_sums is not None
+    if logits.stack_ranks is not None:
+        column_sums = _added(logits.stack_ranks(column_sums))
 
-    shift, total = torch.cat([*of_rows, of_columns], dim=1)
+    shift, total = torch.cat([*row_sums, column_sums], dim=1)
     positives = torch.cat([logits.positives[logits.own], logits.positives])
     loob = (shift - positives) + total.log()
-    if logits.pairs.leave_out:
+    if logits.settings.leave_out:
         alone = total == 0
         loss = torch.where(alone, 0.0, loob)
         pull = (~alone).to(loob.dtype)
@@ -214,30 +215,34 @@ def _softmaxes(logits: _Logits, strips: Strips) -> tuple[_Softmaxes, _Softmaxes]
     # The highest logit adds 1 to a sum, unless that is empty.
     factor = pull / total.clamp_min(1.0)
     n = len(logits.x)
-    of_both = (shift, factor, pull, loss)
-    rows = _Softmaxes(*(vector[:n] for vector in of_both))
-    return rows, _Softmaxes(*(vector[n:] for vector in of_both))
+    both = (shift, factor, pull, loss)
+    of_rows = _Softmaxes(*(vector[:n] for vector in both))
+    return of_rows, _Softmaxes(*(vector[n:] for vector in both))
 
 
-def _joined(sums: Tensor) -> Tensor:
+def _added(sums: Tensor) -> Tensor:
     """(2, M) highest logits and sums of all rows, from (k, 2, M) of k parts of them."""
     highest, totals = sums.unbind(dim=1)
-    of_all = highest.amax(dim=0)
-    totals = totals * (highest - of_all).exp()
-    return torch.stack([of_all, totals.sum(dim=0)])
+    overall = highest.amax(dim=0)
+    totals = totals * (highest - overall).exp()
+    return torch.stack([overall, totals.sum(dim=0)])
 
 
 def _derivatives(
-    logits: _Logits, own: slice, strip: Tensor, rows: _Softmaxes, columns: _Softmaxes
+    logits: _Logits,
+    rows: slice,
+    strip: Tensor,
+    of_rows: _Softmaxes,
+    of_columns: _Softmaxes,
 ) -> Tensor:
     """P: the losses' derivatives by a strip of logits, over which they are written."""
-    of_rows, of_columns = logits.negatives(own, strip)
-    p = logits.exponentials(of_rows, rows.shift[own, None])
-    p.mul_(rows.factor[own, None])
-    exp_(of_columns.sub_(columns.shift))
-    p.addcmul_(of_columns, columns.factor)
-    pull = rows.pull[own] + columns.pull[logits.own][own]
-    p.diagonal(logits.pairs.offset + own.start).sub_(pull)
+    by_row, by_column = logits.negatives(rows, strip)
+    p = logits.exponentials(by_row, of_rows.shift[rows, None])
+    p.mul_(of_rows.factor[rows, None])
+    exp_(by_column.sub_(of_columns.shift))
+    p.addcmul_(by_column, of_columns.factor)
+    pull = of_rows.pull[rows] + of_columns.pull[logits.own][rows]
+    p.diagonal(logits.settings.offset + rows.start).sub_(pull)
     return p
 
 
@@ -248,28 +253,28 @@ class _Gradients:
         self.logits = logits
         self.d_x = torch.zeros_like(logits.x)
         self.d_y = torch.zeros_like(logits.y)
-        self.by_row = torch.empty_like(logits.of_x)
-        self.by_column = torch.zeros_like(logits.of_y)
+        self.row_sums = torch.empty_like(logits.x_term)
+        self.column_sums = torch.zeros_like(logits.y_term)
 
-    def add(self, own: slice, p: Tensor) -> None:
+    def add(self, rows: slice, p: Tensor) -> None:
         """Adds a strip of P, the losses' derivatives by its logits."""
-        self.by_row[own] = p.sum(dim=1)
-        self.by_column += p.sum(dim=0)
-        p = p.to(self.logits.pairs.matmul)
-        accumulate(self.d_x[own], p, self.logits.low_y)
-        accumulate(self.d_y, p.T, self.logits.low_x[own])
+        self.row_sums[rows] = p.sum(dim=1)
+        self.column_sums += p.sum(dim=0)
+        p = p.to(self.logits.settings.matmul)
+        accumulate(self.d_x[rows], p, self.logits.low_y)
+        accumulate(self.d_y, p.T, self.logits.low_x[rows])
 
     def by_log_inv_tau(self) -> Tensor:
         """The gradient by ln τ⁻¹: Σ P ∘ L, where every term of L is multiplied."""
         logits = self.logits
         of_products = (self.d_x * logits.x).sum()
-        of_terms = self.by_row @ logits.of_x + self.by_column @ logits.of_y
+        of_terms = self.row_sums @ logits.x_term + self.column_sums @ logits.y_term
         return of_products + of_terms
 
     def with_means(self) -> tuple[Tensor, Tensor]:
         """Both gradients, with what the means that were left out give."""
-        self.d_x.addcmul_(self.by_row[:, None], self.logits.mean_y)
-        self.d_y.addcmul_(self.by_column[:, None], self.logits.mean_x)
+        self.d_x.addcmul_(self.row_sums[:, None], self.logits.mean_y)
+        self.d_y.addcmul_(self.column_sums[:, None], self.logits.mean_x)
         return self.d_x, self.d_y
 
 
@@ -280,12 +285,8 @@ def softmax_both(
     inv_tau: float | Tensor,
     *,
     contrast: Contrast,
-    positive_offset: int = 0,
-    ids: Tensor | None = None,
-    candidate_ids: Tensor | None = None,
-    exclude_above: float | None = None,
-    matmul: torch.dtype | None = None,
-    stack_ranks: Callable[[Tensor], Tensor] | None = None,
+    stack_ranks: StackRanks | None = None,
+    **options: Unpack[Options],
 ) -> Tensor:
     """InfoLOOB or InfoNCE of x against y plus that of y against x, in O((n + M)·D)
     memory above ``MAX_KEPT`` logits.
@@ -297,29 +298,18 @@ def softmax_both(
             direction.
         inv_tau: Inverse temperature τ⁻¹ > 0 of both directions.
         contrast: ``"infoloob"`` or ``"infonce"``.
-        positive_offset: As of :func:`cloob.functional.info_loob`, like ``ids``,
-            ``candidate_ids`` and ``exclude_above``.
-        ids: Of the anchors.
-        candidate_ids: Of the candidates.
-        exclude_above: A margin.
-        matmul: As of :func:`hopfield_retrieval`.
         stack_ranks: Stacks the tensors that all ranks call it with.
+        **options: ``positive_offset``, ``ids`` (of the anchors), ``candidate_ids`` and
+            ``exclude_above`` as of :func:`cloob.functional.info_loob`; ``matmul`` as of
+            :func:`hopfield_retrieval`.
 
     Returns:
         0-d mean over the n pairs of the losses of both their directions.
     """
     x, y = as_rows(x=x, y=y)
-    n, m = check_contrast(x, y, positive_offset)
+    check_contrast(x, y, options.get("positive_offset", 0))
     inv_tau = scalar("inv_tau", inv_tau, x)
-    needs_gradient = any(tensor.requires_grad for tensor in (x, y, inv_tau))
-    pairs = _Pairs(
-        leave_out=contrast == "infoloob",
-        offset=positive_offset,
-        ids=check_ids(ids, candidate_ids, n, m, x.device),
-        exclude_above=exclude_above,
-        stack_ranks=stack_ranks,
-        matmul=matmul_dtype(matmul, x),
-        differentiable=torch.is_grad_enabled() and needs_gradient,
-    )
-    loss: Tensor = _BothDirections.apply(x, y, inv_tau, pairs)  # type: ignore[no-untyped-call]
+    leave_out = contrast == "infoloob"
+    settings = read_settings([x, y, inv_tau], leave_out=leave_out, **options)
+    loss: Tensor = _BothDirections.apply(x, y, inv_tau, settings, stack_ranks)  # type: ignore[no-untyped-call]
     return loss

@@ -4,6 +4,7 @@ matrix: one direction, or two in one sweep.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple, Unpack
 
 import torch
@@ -13,9 +14,8 @@ from torch.nn import functional as F
 from cloob.family import Contrast
 from cloob.functional.checks import as_rows, check_ids, scalar
 from cloob.functional.private import Context
-from cloob.functional.reference import check_contrast
+from cloob.functional.reference import Pairing, check_contrast
 from cloob.functional.streamed.tiles import (
-    Options,
     accumulate,
     blocks,
     eager,
@@ -26,15 +26,47 @@ from cloob.functional.streamed.tiles import (
 )
 
 
-class _Options(NamedTuple):
-    """What is contrasted with what; ``offset`` is the row of the first positive."""
+class Options(Pairing, total=False):
+    """How a contrast is computed; ``matmul`` as in :func:`hopfield_retrieval`."""
 
-    leave_out: bool
+    matmul: torch.dtype | None
+
+
+class Settings(NamedTuple):
+    """The same, checked: anchor i is contrasted with candidate ``i + offset``."""
+
+    leave_out: bool  # the positive, from the denominator
     offset: int
-    ids: tuple[Tensor, Tensor] | None
+    ids: tuple[Tensor, Tensor] | None  # of the anchors, and of the candidates
     exclude_above: float | None
-    differentiable: bool
     matmul: torch.dtype
+    differentiable: bool
+
+
+def read_settings(
+    inputs: Sequence[Tensor],
+    *,
+    leave_out: bool,
+    positive_offset: int = 0,
+    ids: Tensor | None = None,
+    candidate_ids: Tensor | None = None,
+    exclude_above: float | None = None,
+    matmul: torch.dtype | None = None,
+) -> Settings:
+    """The settings of a contrast of (…, N, D) anchors and (…, M, D) candidates, the
+    first two of the ``inputs``; the others are its scales.
+    """
+    anchors, candidates, *_ = inputs
+    n, m = anchors.shape[-2], candidates.shape[-2]
+    needs_gradient = any(tensor.requires_grad for tensor in inputs)
+    return Settings(
+        leave_out=leave_out,
+        offset=positive_offset,
+        ids=check_ids(ids, candidate_ids, n, m, anchors.device),
+        exclude_above=exclude_above,
+        matmul=matmul_dtype(matmul, anchors),
+        differentiable=torch.is_grad_enabled() and needs_gradient,
+    )
 
 
 class _Logits:
@@ -52,39 +84,40 @@ class _Logits:
         candidates: Tensor,
         inv_tau: Tensor,
         bias: Tensor | None,
-        options: _Options,
+        settings: Settings,
     ) -> None:
-        self.options = options
+        self.settings = settings
         scaled = inv_tau * anchors
-        self.mean = candidates.mean(dim=1, keepdim=True)
-        self.centred = candidates - self.mean
-        self.common = scaled.mean(dim=1, keepdim=True)
-        self.own_part = scaled - self.common
-        self.low_anchors = scaled.to(options.matmul)
-        self.low_candidates = self.centred.to(options.matmul)
-        self.low_own_part = self.own_part.to(options.matmul)
+        self.mean_candidate = candidates.mean(dim=1, keepdim=True)
+        self.centred_candidates = candidates - self.mean_candidate
+        self.mean_anchor = scaled.mean(dim=1, keepdim=True)
+        self.centred_anchors = scaled - self.mean_anchor
+        self.low_anchors = scaled.to(settings.matmul)
+        self.low_candidates = self.centred_candidates.to(settings.matmul)
+        self.low_centred_anchors = self.centred_anchors.to(settings.matmul)
 
         n = anchors.shape[1]
-        own = self.centred[:, options.offset : options.offset + n]
-        self.positive = (scaled * own).sum(dim=2, keepdim=True)  # (B, N, 1)
+        positives = self.centred_candidates[:, settings.offset : settings.offset + n]
+        self.positive = (scaled * positives).sum(dim=2, keepdim=True)  # (B, N, 1)
         self.constant: Tensor | None = None
         if bias is not None:
-            self.constant = (scaled * self.mean).sum(dim=2, keepdim=True) + bias
+            shared = (scaled * self.mean_candidate).sum(dim=2, keepdim=True)
+            self.constant = shared + bias
             self.positive += self.constant
         self.limits: Tensor | None = None
-        if options.exclude_above is not None:
-            self.limits = self.positive + inv_tau * options.exclude_above
+        if settings.exclude_above is not None:
+            self.limits = self.positive + inv_tau * settings.exclude_above
 
     def strip(self, rows: slice) -> Tensor:
         """The logits of some anchors, −∞ where a candidate is no negative."""
         products = self.low_anchors[:, rows] @ self.low_candidates.mT
-        logits = products.to(self.mean.dtype)
+        logits = products.to(self.mean_candidate.dtype)
         if self.constant is not None:
             logits += self.constant[:, rows]
-        first = rows.start + self.options.offset
+        first = rows.start + self.settings.offset
         logits.diagonal(first, dim1=1, dim2=2).fill_(-torch.inf)
-        if self.options.ids is not None:
-            of_anchors, of_candidates = self.options.ids
+        if self.settings.ids is not None:
+            of_anchors, of_candidates = self.settings.ids
             same = of_anchors[rows, None] == of_candidates
             logits.masked_fill_(same, -torch.inf)
         if self.limits is not None:
@@ -97,34 +130,34 @@ class _Gradients:
 
     def __init__(self, logits: _Logits) -> None:
         self.logits = logits
-        self.anchors = torch.zeros_like(logits.own_part)
-        self.candidates = torch.zeros_like(logits.centred)
+        self.anchors = torch.zeros_like(logits.centred_anchors)
+        self.candidates = torch.zeros_like(logits.centred_candidates)
         self.by_anchor = torch.zeros_like(logits.positive)
-        self.by_candidate = torch.zeros_like(logits.centred[..., :1])
+        self.by_candidate = torch.zeros_like(logits.centred_candidates[..., :1])
 
     def add(self, rows: slice, p: Tensor, pull: Tensor) -> None:
         """Adds a strip: the loss's derivatives ``p`` by its logits, and ``pull`` by its
         positives.
         """
         logits = self.logits
-        offset = logits.options.offset
+        offset = logits.settings.offset
         positives = slice(rows.start + offset, rows.stop + offset)
         self.by_candidate += p.sum(dim=1)[..., None]
         self.by_candidate[:, positives] += pull
         if logits.constant is not None:  # of a softmax this sum is 0
             self.by_anchor[:, rows] = p.sum(dim=2, keepdim=True) + pull
-        p = p.to(logits.options.matmul)
+        p = p.to(logits.settings.matmul)
         d_anchors = self.anchors[:, rows]
         accumulate(d_anchors, p, logits.low_candidates)
-        accumulate(self.candidates, p.mT, logits.low_own_part[:, rows])
-        d_anchors.addcmul_(pull, logits.centred[:, positives])
-        self.candidates[:, positives].addcmul_(pull, logits.own_part[:, rows])
+        accumulate(self.candidates, p.mT, logits.low_centred_anchors[:, rows])
+        d_anchors.addcmul_(pull, logits.centred_candidates[:, positives])
+        self.candidates[:, positives].addcmul_(pull, logits.centred_anchors[:, rows])
 
     def add_means(self) -> None:
         """Adds what the means that were left out give."""
-        self.candidates.addcmul_(self.by_candidate, self.logits.common)
+        self.candidates.addcmul_(self.by_candidate, self.logits.mean_anchor)
         if self.logits.constant is not None:
-            self.anchors.addcmul_(self.by_anchor, self.logits.mean)
+            self.anchors.addcmul_(self.by_anchor, self.logits.mean_candidate)
 
 
 class _Contrast(torch.autograd.Function):
@@ -141,11 +174,11 @@ class _Contrast(torch.autograd.Function):
         candidates: Tensor,
         inv_tau: Tensor,
         bias: Tensor | None,
-        options: _Options,
+        settings: Settings,
     ) -> Tensor:
         n_directions, n, _ = anchors.shape
-        logits = _Logits(anchors, candidates, inv_tau, bias, options)
-        gradients = _Gradients(logits) if options.differentiable else None
+        logits = _Logits(anchors, candidates, inv_tau, bias, settings)
+        gradients = _Gradients(logits) if settings.differentiable else None
         losses = torch.empty_like(logits.positive)
         for rows in blocks(n, max(1, strip_size(anchors) // n_directions)):
             p = logits.strip(rows)
@@ -153,7 +186,7 @@ class _Contrast(torch.autograd.Function):
             if bias is not None:
                 losses[:, rows], pull = to_sigmoid(p, positive)
             else:
-                losses[:, rows], pull = to_softmax(p, positive, options.leave_out)
+                losses[:, rows], pull = to_softmax(p, positive, settings.leave_out)
             if gradients is not None:
                 gradients.add(rows, p, pull)
         if gradients is not None:
@@ -218,32 +251,18 @@ def _contrast(
     bias: float | Tensor | None,
     *,
     leave_out: bool,
-    positive_offset: int = 0,
-    ids: Tensor | None = None,
-    candidate_ids: Tensor | None = None,
-    exclude_above: float | None = None,
-    matmul: torch.dtype | None = None,
+    **options: Unpack[Options],
 ) -> Tensor:
     """The sum over the losses of (B, N, D) anchors against (B, M, D) candidates;
     ``leave_out``: without the positive in the denominator.
     """
-    _, n, _ = anchors.shape
-    _, m, _ = candidates.shape
     inv_tau = scalar("inv_tau", inv_tau, anchors)
     inputs = [anchors, candidates, inv_tau]
     if bias is not None:
         bias = scalar("bias", bias, anchors, positive=False)
         inputs.append(bias)
-    needs_gradient = any(tensor.requires_grad for tensor in inputs)
-    options = _Options(
-        leave_out=leave_out,
-        offset=positive_offset,
-        ids=check_ids(ids, candidate_ids, n, m, anchors.device),
-        exclude_above=exclude_above,
-        differentiable=torch.is_grad_enabled() and needs_gradient,
-        matmul=matmul_dtype(matmul, anchors),
-    )
-    loss: Tensor = _Contrast.apply(anchors, candidates, inv_tau, bias, options)  # type: ignore[no-untyped-call]
+    settings = read_settings(inputs, leave_out=leave_out, **options)
+    loss: Tensor = _Contrast.apply(anchors, candidates, inv_tau, bias, settings)  # type: ignore[no-untyped-call]
     return loss
 
 

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from cloob.functional import private
 from cloob.functional.private import P, R, in_full_precision
-from cloob.functional.reference import Pairing
 
 # rows of a tile, whose buffers stay in the cache; of an accelerator, which they fill
 TILE = {"cpu": 512}
@@ -25,12 +24,6 @@ LOG2_E = math.log2(math.e)
 
 Tile = tuple[int, slice]
 """Rows of a tile and the side that they are of."""
-
-
-class Options(Pairing, total=False):
-    """How a contrast is computed; ``matmul`` as in :func:`hopfield_retrieval`."""
-
-    matmul: torch.dtype | None
 
 
 def tile_size(matrix: Tensor) -> int:
@@ -55,8 +48,8 @@ def tile_pairs(*sides: Tensor) -> list[tuple[Tile, Tile]]:
     tiles: list[Tile] = []
     start = 0
     for side, matrix in enumerate(sides):
-        own = blocks(len(matrix), tile_size(matrix))
-        tiles += [(side, slice(start + r.start, start + r.stop)) for r in own]
+        of_side = blocks(len(matrix), tile_size(matrix))
+        tiles += [(side, slice(start + r.start, start + r.stop)) for r in of_side]
         start += len(matrix)
     return list(combinations_with_replacement(tiles, 2))
 

@@ -18,7 +18,13 @@ from cloob.functional import reference
 from cloob.functional.checks import as_rows, check_ids, scalar
 from cloob.functional.private import Context
 from cloob.functional.reference import check_contrast
-from cloob.functional.scores import Positives, Targets, read_targets, read_weights
+from cloob.functional.scores import (
+    Positives,
+    Targets,
+    is_readable,
+    read_targets,
+    read_weights,
+)
 from cloob.functional.streamed.tiles import blocks, eager, first_order, strip_size
 
 StripLoss = Callable[[slice, Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -90,11 +96,14 @@ def weighted_contrast(
     )
     if check_ids(ids, candidate_ids, n, m, anchors.device) is not None:
         candidate_ids = ids if candidate_ids is None else candidate_ids
-    read_weights(weights, (n, m), anchors)
+    may_read = is_readable(anchors)
+    read_weights(weights, (n, m), anchors, may_read=may_read)
     positives = None
     if targets is not None:
-        sums = CONTRASTS[contrast].softmax
-        positives = read_targets(targets, (n, m), anchors, sums=sums)
+        softmax = CONTRASTS[contrast].softmax
+        positives = read_targets(
+            targets, (n, m), anchors, sum_to_1=softmax, may_read=may_read
+        )
 
     def strip_loss(rows: slice, *inputs: Tensor) -> Tensor:
         a, c, tau, b = inputs
