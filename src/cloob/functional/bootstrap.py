@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import lru_cache, partial
+from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -93,37 +93,34 @@ def stratified_bootstrap(
             f"expected strata, n ≥ 1 and a level in (0, 1), got {len(strata)}, n={n},"
             f" level={level}"
         )
-    samples = []
+    generator = torch.Generator().manual_seed(seed)
+    means = []
+    resampled_means = []
     for values in strata:
-        vector = as_vector(values, "values").detach()
-        samples.append(vector.cpu().double())
-    draw: Draw = partial(_draws, n, torch.Generator().manual_seed(seed))
-    if len(samples) == 1:
-        draw = partial(_first_draws, n, seed)
-    resampled = torch.stack([_resampled_means(sample, draw) for sample in samples])
+        sample = as_vector(values, "values").detach().cpu().double()
+        distinct, counts = torch.unique(sample, return_counts=True)
+        if len(strata) == 1:
+            draws = _cached_draws(n, seed, tuple(counts.tolist()))
+        else:
+            draws = _draws(n, generator, counts.tolist())
+        means.append(sample.mean())
+        resampled_means.append(_means_of(draws, distinct))
     ends = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
-    low, high = torch.quantile(resampled.mean(0), ends).tolist()
-    means = torch.stack([sample.mean() for sample in samples])
-    return float(means.mean()), low, high
+    low, high = torch.quantile(torch.stack(resampled_means).mean(0), ends).tolist()
+    return float(torch.stack(means).mean()), low, high
 
 
-Counts = tuple[int, ...]
-"""How many samples have every distinct value, in ascending order of the values."""
-Draw = Callable[[Counts], Tensor]
-
-
-def _resampled_means(sample: Tensor, draw: Draw) -> Tensor:
-    """(n,) means of resamples."""
-    values, counts = torch.unique(sample, return_counts=True)
-    drawn = draw(tuple(counts.tolist()))
-    sums = torch.zeros(drawn.shape[1], dtype=torch.float64)
-    for value, of_value in zip(values.tolist(), drawn, strict=True):
+def _means_of(draws: Tensor, distinct: Tensor) -> Tensor:
+    """(n,) means of resamples in which each distinct value is drawn so often."""
+    sums = torch.zeros(draws.shape[1], dtype=torch.float64)
+    for value, of_value in zip(distinct.tolist(), draws, strict=True):
         sums += value * of_value.double()
-    return sums / len(sample)
+    return sums / draws[:, 0].sum()
 
 
-def _draws(n: int, generator: torch.Generator, counts: Counts) -> Tensor:
-    """(distinct values, n) int32 how often each resample draws every value.
+def _draws(n: int, generator: torch.Generator, counts: Sequence[int]) -> Tensor:
+    """(distinct values, n) int32 how often each resample draws every value, of which a
+    sample has so many.
 
     That is multinomial, drawn as a chain of conditional binomials: n times the number
     of distinct values (two for accuracies, three for their differences) in place of
@@ -142,7 +139,7 @@ def _draws(n: int, generator: torch.Generator, counts: Counts) -> Tensor:
 
 
 @lru_cache(maxsize=4)
-def _first_draws(n: int, seed: int, counts: Counts) -> Tensor:
+def _cached_draws(n: int, seed: int, counts: tuple[int, ...]) -> Tensor:
     """The draws of a fresh generator. Kept, as most numbers of one set of ranks (MRR,
     "choose 1 of T") have equal counts, and drawing is what their intervals cost.
     """
