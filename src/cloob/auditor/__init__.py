@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cloob.auditor.probes import (
     probe_no_form,
-    probe_numbers,
+    probe_precision,
     probe_ranks,
     probe_scales,
     probe_structure,
@@ -67,14 +67,14 @@ def audit(
         one_of("expect", expect, OBJECTIVES)
     with quietly():
         subject = Subject(loss, scale)
-        found, error = identify(subject)
+        found = identify(subject)
         findings = [*probe_structure(subject, found), *probe_ranks(subject)]
         if found is None:
             findings += probe_no_form(subject)
         else:
-            findings += probe_numbers(subject, found, error)
+            findings += probe_precision(subject, found)
             findings += probe_scales(subject, found)
-    report = describe(found, findings, error)
+    report = describe(found, findings)
     if expect not in (None, report.name):
         message = f"{expect} was meant, and the values are those of {report.summary}"
         meant = Finding("not what was expected", message)

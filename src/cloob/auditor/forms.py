@@ -154,13 +154,14 @@ def all_forms() -> list[Form]:
 
 class Fit(NamedTuple):
     """A form with its scales, (n_scales,), the factor of every number of pairs, and
-    how far its values are from the loss's, relative to their size.
+    how far its values and gradients are from the loss's, relative to their size.
     """
 
     form: Form
     scales: Tensor
     factors: list[float]
-    error: float
+    value_error: float
+    gradient_error: float = math.nan  # until it is measured
 
     @property
     def inv_tau(self) -> float:
@@ -187,11 +188,12 @@ class Fit(NamedTuple):
 
 def fit(groups: Sequence[Group]) -> Fit:
     """The form that comes nearest to the values of a loss; a group for every size."""
-    tried = [best_of(form, grid(form), groups) for form in all_forms()]
-    limit = sorted(found.error for found in tried)[N_REFINED - 1]
-    refined = [refine(found, groups) for found in tried if found.error <= limit]
-    best = min(found.error for found in refined)
-    return next(found for found in refined if found.error <= max(3 * best, 1e-9))
+    on_grid = [best_of(form, grid(form), groups) for form in all_forms()]
+    limit = sorted(found.value_error for found in on_grid)[N_REFINED - 1]
+    nearest = [found for found in on_grid if found.value_error <= limit]
+    refined = [refine(found, groups) for found in nearest]
+    best = min(found.value_error for found in refined)
+    return next(found for found in refined if found.value_error <= max(3 * best, 1e-9))
 
 
 def grid(form: Form) -> Tensor:
@@ -240,7 +242,7 @@ def refine(found: Fit, groups: Sequence[Group]) -> Fit:
         normal += damping * torch.diag(normal.diagonal().clamp_min(1e-12))
         step = torch.linalg.solve(normal, slopes.T @ errors[0])
         tried = best_of(found.form, (found.scales - step)[None], groups)
-        if tried.error < found.error:
+        if tried.value_error < found.value_error:
             found, damping = tried, damping / 10
         else:
             damping *= 10

@@ -41,20 +41,22 @@ def probe_no_form(subject: Subject) -> Iterator[Finding]:
 # --- precision ---
 
 
-def probe_numbers(subject: Subject, found: Fit, error: float) -> Iterator[Finding]:
-    """What precision does to it: where positives dominate, and in a cone."""
-    if found.error > EXACT:
+def probe_precision(subject: Subject, found: Fit) -> Iterator[Finding]:
+    """How far value and gradient are from the form's: anywhere, where positives
+    dominate, and in a cone.
+    """
+    if found.value_error > EXACT:
         yield Finding(
             "values off",
-            f"they differ by {found.error:.1%} from the form: low precision inside, or"
-            " something is added",
+            f"they differ by {found.value_error:.1%} from the form: low precision"
+            " inside, or something is added",
         )
     yield from probe_dominant(subject, found)
-    if found.error < EXACT and error > 1e-3:
+    if found.value_error < EXACT and found.gradient_error > 1e-3:
         yield Finding(
             "gradient of another function",
-            f"the value is that of the form, and its gradient off by {error:.0%}:"
-            " something on the way is detached",
+            "the value is that of the form, and its gradient off by"
+            f" {found.gradient_error:.0%}: something on the way is detached",
         )
     elif found.inv_tau < LARGE:
         yield from probe_cone(subject, found)
@@ -69,7 +71,7 @@ def probe_dominant(subject: Subject, found: Fit) -> Iterator[Finding]:
     y = F.normalize(apart + 1e-3 * noise, dim=1).float()
     exact = float(found.value(x, y))
     got = subject.number(x, y, torch.float32)
-    if not abs(got - exact) < max(1e-4, 10 * found.error) * (1 + abs(exact)):
+    if not abs(got - exact) < max(1e-4, 10 * found.value_error) * (1 + abs(exact)):
         yield Finding(
             "subtract after exp",
             f"of pairs that match, and are far from all others, the float32 loss is"
@@ -192,10 +194,10 @@ def probe_scales(subject: Subject, found: Fit) -> Iterator[Finding]:
     if found.form.contrast == "sigmoid":
         return
     has_factor = scale_name(found) == "paper"
-    for slopes, batches in learned_slopes(subject):
+    for slopes, batches in loss_slopes(subject):
         # with the factor τ the derivative is that of τ · sum in every batch
-        is_plain = is_along(slopes, slopes_by_tau(found, batches))
-        falls = is_along(slopes, slopes_by_tau(found, batches, paper=True))
+        is_plain = is_along(slopes, form_slopes(found, batches))
+        falls = is_along(slopes, form_slopes(found, batches, times_tau=True))
         if falls or (is_plain and has_factor):
             yield Finding(
                 "learned τ under τ·loss",
@@ -213,8 +215,8 @@ def probe_scales(subject: Subject, found: Fit) -> Iterator[Finding]:
 Batches = list[tuple[Tensor, Tensor]]
 
 
-def learned_slopes(subject: Subject) -> Iterator[tuple[Tensor, Batches]]:
-    """The derivatives, in some batches, by every scalar that the loss depends on."""
+def loss_slopes(subject: Subject) -> Iterator[tuple[Tensor, Batches]]:
+    """The loss's derivatives by every scalar that it depends on: one a batch."""
     batches = [batch(8, 5, noise, 21) for noise in (0.1, 0.6, 9.0)]
     batches.append((batches[0][0], -batches[0][1]))
     slopes: dict[int, list[float]] = {}
@@ -228,15 +230,17 @@ def learned_slopes(subject: Subject) -> Iterator[tuple[Tensor, Batches]]:
             yield torch.tensor(numbers, dtype=torch.float64), batches
 
 
-def slopes_by_tau(found: Fit, batches: Batches, paper: bool = False) -> Tensor:
-    """The derivative of a form by ln τ⁻¹ in some batches; ``paper``: of τ · sum."""
+def form_slopes(found: Fit, batches: Batches, *, times_tau: bool = False) -> Tensor:
+    """The derivatives of the form's sum, or of τ · sum, by ln τ⁻¹: one a batch."""
     slopes = []
     for x, y in batches:
         scales = found.scales.clone().requires_grad_()
+        log_inv_tau = scales[0]
         value = found.form.values(x[None], y[None], scales[None])[0, 0]
-        if paper:
-            value = value / scales[0].exp()
-        slopes.append(torch.autograd.grad(value, scales)[0][0])
+        if times_tau:
+            value = value / log_inv_tau.exp()
+        [by_scale] = torch.autograd.grad(value, scales)
+        slopes.append(by_scale[0])
     return torch.stack(slopes)
 
 

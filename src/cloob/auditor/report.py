@@ -68,7 +68,7 @@ def scale_name(found: Fit) -> str:
     return f"{factor:.4g}"
 
 
-def describe(found: Fit | None, findings: list[Finding], error: float) -> Audit:
+def describe(found: Fit | None, findings: list[Finding]) -> Audit:
     """The report, faults first."""
     ordered = tuple(sorted(findings, key=lambda finding: not finding.is_fault))
     if found is None:
@@ -86,8 +86,15 @@ def describe(found: Fit | None, findings: list[Finding], error: float) -> Audit:
         numbers += f", β {found.beta:.4g}"
     if form.contrast == "sigmoid":
         numbers += f", bias {float(found.scales[-1]):.4g}"
-    exact = f"value to {found.error:.0e}, gradient to {error:.0e}"
+    exact = f"value to {found.value_error:.0e}, gradient to {found.gradient_error:.0e}"
     summary = f"{name or 'no member'} ({what}), {named}, {numbers}: {exact}"
     return Audit(
-        name, summary, ordered, found.inv_tau, found.beta, scale, found.error, error
+        name,
+        summary,
+        ordered,
+        found.inv_tau,
+        found.beta,
+        scale,
+        found.value_error,
+        found.gradient_error,
     )

@@ -103,20 +103,20 @@ def batch(n: int, d: int, noise: float, seed: int) -> tuple[Tensor, Tensor]:
     return x, y
 
 
-def identify(subject: Subject) -> tuple[Fit | None, float]:
-    """The form whose values the loss has, None where none is near, and how far the
-    gradient is from that form's.
-    """
+def identify(subject: Subject) -> Fit | None:
+    """The form whose values the loss has, None where none is near."""
     groups = [group_of(subject, n) for n in SIZES]
     if min(len(group.values) for group in groups) < 4:
-        return None, math.nan
+        return None
     found = fit(groups)
-    error = gradient_error(subject, found, *batch(8, 5, 0.6, 7))
     is_sigmoid = found.form.contrast == "sigmoid"
     if is_sigmoid and not BIASES[0] < float(found.scales[-1]) < BIASES[1]:
-        return None, error
-    is_near = found.error < NEAR and error < NEAR_GRADIENT
-    return (found if found.error < EXACT or is_near else None), error
+        return None
+    error = gradient_error(subject, found, *batch(8, 5, 0.6, 7))
+    is_near = found.value_error < NEAR and error < NEAR_GRADIENT
+    if found.value_error >= EXACT and not is_near:
+        return None
+    return found._replace(gradient_error=error)
 
 
 def group_of(subject: Subject, n: int) -> Group:

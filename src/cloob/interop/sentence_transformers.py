@@ -63,7 +63,7 @@ class InfoLOOBLoss(nn.Module):
     """
 
     citation = BIBTEX  # for the model card
-    _contrasts = False  # whether a batch had a second pair
+    _has_contrasted = False  # whether a batch had a second pair
 
     def __init__(
         self,
@@ -124,14 +124,14 @@ class InfoLOOBLoss(nn.Module):
         several = self.gather_across_devices and distributed.world_size() > 1
         self.objective.gather = several
         if len(anchors) == len(positives) < 2 and not several:
-            loss = self._no_contrast([anchors, positives, *negatives])
+            loss = self._zero_loss([anchors, positives, *negatives])
         elif negatives:
             loss = contrast_with_negatives(
                 self.objective, anchors, positives, torch.cat(negatives)
             )
         else:
             loss = self.objective(anchors, positives)
-        self._contrasts = True
+        self._has_contrasted = True
         if with_backward:
             # as in cached_backward
             with torch.autocast(loss.device.type, enabled=False):
@@ -139,12 +139,12 @@ class InfoLOOBLoss(nn.Module):
             loss = loss.detach()
         return loss
 
-    def _no_contrast(self, columns: list[Tensor]) -> Tensor:
+    def _zero_loss(self, columns: list[Tensor]) -> Tensor:
         """0, with zero gradients, for one pair; warns if the first batch is one."""
         negatives = [f"negative_{k}" for k in range(1, len(columns) - 1)]
         names = ["anchors", "positives", *negatives]
         check_finite(**dict(zip(names, columns, strict=True)))
-        if not self._contrasts:  # else it is the last batch of an epoch
+        if not self._has_contrasted:  # else it is the last batch of an epoch
             warnings.warn(
                 "a batch of one pair teaches nothing: raise"
                 " per_device_train_batch_size",
@@ -220,8 +220,12 @@ class _Cached(InfoLOOBLoss, gradcache.CachedLossMixin):
     among the bases.
     """
 
-    def _cache(self, mini_batch_size: int, mini_batch_num_tokens: int | None) -> None:
-        """Sets how much of a batch is embedded at a time."""
+    def _set_mini_batches(
+        self, mini_batch_size: int, mini_batch_num_tokens: int | None
+    ) -> None:
+        """Sets how much of a batch is embedded at a time; refuses what cannot be
+        cut.
+        """
         if gradcache.has_static_embedding_input(self.model):
             raise ValueError(
                 "a StaticEmbedding's input has no batch dimension to cut; use the loss"
@@ -267,7 +271,7 @@ class CachedInfoLOOBLoss(_Cached):
         super().__init__(
             model, inv_tau, scale=scale, gather_across_devices=gather_across_devices
         )
-        self._cache(mini_batch_size, mini_batch_num_tokens)
+        self._set_mini_batches(mini_batch_size, mini_batch_num_tokens)
 
 
 class CachedCLOOBLoss(_Cached, CLOOBLoss):
@@ -294,4 +298,4 @@ class CachedCLOOBLoss(_Cached, CLOOBLoss):
             scale=scale,
             gather_across_devices=gather_across_devices,
         )
-        self._cache(mini_batch_size, mini_batch_num_tokens)
+        self._set_mini_batches(mini_batch_size, mini_batch_num_tokens)
