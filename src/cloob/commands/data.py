@@ -13,7 +13,7 @@ import cloob
 from cloob.commands.console import check_out, progress, say_next
 from cloob.commands.options import Range, as_words
 from cloob.commands.suspects import judge_pictures, judge_vectors, report
-from cloob.data.shards.spec import is_remote
+from cloob.data.shards.spec import is_pattern, is_remote, matching_files
 from cloob.errors import InputError
 
 if TYPE_CHECKING:
@@ -105,8 +105,16 @@ def check_suspects(options: Options) -> None:
     if options.out is not None:
         check_out("--out", options.out, (".html", ".htm"))
     for file in options.suspects:
-        read = (options.data, options.a, options.b, options.ids)
-        check_out("--suspects", file, (".csv",), read)
+        inputs = [*files_of(options.data), options.a, options.b, options.ids]
+        check_out("--suspects", file, (".csv",), inputs)
+
+
+def files_of(data: str) -> list[str]:
+    """The files that DATA names on this machine, if it names any."""
+    path = Path(data).expanduser()
+    if is_pattern(data) and not is_remote(data) and not path.exists():
+        return list(map(str, matching_files(str(path))))
+    return [str(path)] if data else []
 
 
 def find_suspects(options: Options) -> None:
