@@ -157,21 +157,22 @@ def chance_numbers(
     ranked: Ranked, ids: Tensor, table: Table, ends: Collection[str]
 ) -> Numbers:
     """What chance reaches of every number, by key: ``chance@k`` …."""
-    sums = dict.fromkeys((f"chance{end}" for end in ends), 0.0)
-    of_ranks = torch.zeros(int(ranked.n_wrong.max()) + 1, dtype=torch.float64)
+    means = dict.fromkeys((f"chance{end}" for end in ends), 0.0)
+    probabilities = torch.zeros(int(ranked.n_wrong.max()) + 1, dtype=torch.float64)
     counts = torch.stack([ranked.n_right, ranked.n_wrong], dim=1)
-    kinds, kind = torch.unique(counts, dim=0, return_inverse=True)
-    for place, (n_right, n_wrong) in enumerate(kinds.tolist()):
-        share = group_means(kind == place, ids).mean()
-        likely = share * chance_of_ranks(n_right, n_wrong)
-        of_ranks[: n_wrong + 1] += likely
-        every = torch.arange(n_wrong + 1)
-        values = table.values(Ranked(every, every, torch.full_like(every, n_wrong)))
+    distinct, kind_of_query = torch.unique(counts, dim=0, return_inverse=True)
+    for kind, (n_right, n_wrong) in enumerate(distinct.tolist()):
+        share_of_ids = group_means(kind_of_query == kind, ids).mean()
+        of_kind = share_of_ids * chance_of_ranks(n_right, n_wrong)
+        probabilities[: n_wrong + 1] += of_kind
+        ranks = torch.arange(n_wrong + 1)
+        values = table.values(Ranked(ranks, ranks, torch.full_like(ranks, n_wrong)))
         for end in ends:
-            sums[f"chance{end}"] += float(likely @ values[end].double())
-    half = torch.tensor([0.5 - 1e-9, 0.5 + 1e-9], dtype=torch.float64)
-    middle = torch.searchsorted(of_ranks.cumsum(0), half).double().mean()
-    return {**sums, "chance_median_rank": float(middle) + 1}
+            means[f"chance{end}"] += float(of_kind @ values[end].double())
+    # either side of ½, as a median may lie between two ranks
+    halves = torch.tensor([0.5 - 1e-9, 0.5 + 1e-9], dtype=torch.float64)
+    median_rank = torch.searchsorted(probabilities.cumsum(0), halves).double().mean()
+    return {**means, "chance_median_rank": float(median_rank) + 1}
 
 
 def pair_numbers(
@@ -253,10 +254,12 @@ def median_interval(values: Tensor, level: float = 0.95) -> tuple[float, float]:
     """
     ordered = values.double().sort().values
     n = len(ordered)
-    heads = torch.arange(n + 1).double()
-    total = torch.lgamma(torch.tensor(n + 1.0, dtype=torch.float64))
-    logs = total - torch.lgamma(heads + 1) - torch.lgamma(n - heads + 1)
-    at_most = (logs - n * math.log(2)).exp().cumsum(dim=0)
+    n_below = torch.arange(n + 1).double()
+    log_n_factorial = torch.lgamma(torch.tensor(n + 1.0, dtype=torch.float64))
+    log_choices = (
+        log_n_factorial - torch.lgamma(n_below + 1) - torch.lgamma(n - n_below + 1)
+    )
+    at_most = (log_choices - n * math.log(2)).exp().cumsum(dim=0)
     n_outside = int((at_most <= (1 - level) / 2).sum())
     first = max(min(n_outside, (n + 1) // 2) - 1, 0)
     return float(ordered[first]), float(ordered[n - 1 - first])

@@ -48,8 +48,8 @@ def ranks(
         flat = [(i, j) for i, positives in enumerate(targets) for j in positives]
         pairs = torch.tensor(flat, dtype=torch.int64).reshape(-1, 2)
     if pairs.ndim == 1:
-        place = torch.arange(len(pairs), device=pairs.device)
-        pairs = torch.stack([place, pairs.long()], dim=1)
+        queries = torch.arange(len(pairs), device=pairs.device)
+        pairs = torch.stack([queries, pairs.long()], dim=1)
     return _count_ahead(query, gallery, pairs, chunk, both=False)[0]
 
 
@@ -61,8 +61,8 @@ def ranks_of_ids(
 
     ``ids`` are (N,) integers: row i of both sides has id i.
     """
-    first, place = _first_rows(ids.to(query.device))
-    return ranks(query, gallery[first], place, chunk)
+    first_rows, distinct = _first_rows(ids.to(query.device))
+    return ranks(query, gallery[first_rows], distinct, chunk)
 
 
 def mutual_ranks_of_ids(
@@ -71,25 +71,26 @@ def mutual_ranks_of_ids(
     """:func:`ranks_of_ids` of x among y and of y among x; in one sweep, unless most ids
     are thrice or more, so that two against distinct rows are less work.
     """
-    first, place = _first_rows(ids.to(x.device))
-    if 2 * len(first) < len(ids):
-        return ranks(x, y[first], place, chunk), ranks(y, x[first], place, chunk)
+    first_rows, distinct = _first_rows(ids.to(x.device))
+    if 2 * len(first_rows) < len(ids):
+        ranks_of_x = ranks(x, y[first_rows], distinct, chunk)
+        return ranks_of_x, ranks(y, x[first_rows], distinct, chunk)
     rows = torch.arange(len(ids), device=x.device)
-    own_first = first[place]
-    later = rows[own_first != rows]
-    pairs = torch.stack([rows, own_first], dim=1)
-    back = torch.stack([own_first[later], later], dim=1)
-    counted = own_first == rows
-    pairs = torch.cat([pairs, back])
-    return _count_ahead(x, y, pairs, chunk, both=True, counted=counted)
+    first_of_id = first_rows[distinct]
+    is_first = first_of_id == rows
+    later = rows[~is_first]
+    pairs = torch.stack([rows, first_of_id], dim=1)
+    pairs_of_later = torch.stack([first_of_id[later], later], dim=1)
+    pairs = torch.cat([pairs, pairs_of_later])
+    return _count_ahead(x, y, pairs, chunk, both=True, counted=is_first)
 
 
 def _first_rows(ids: Tensor) -> tuple[Tensor, Tensor]:
-    """The first row of every distinct id, and the place of every row's id in these."""
-    distinct, place = torch.unique(ids, return_inverse=True)
-    rows = torch.arange(len(place), device=place.device)
-    first = torch.full_like(distinct, len(place), dtype=torch.int64)
-    return first.scatter_reduce_(0, place, rows, "amin"), place
+    """The first row of every distinct id, and which of these every row's id is."""
+    ids_in_order, distinct = torch.unique(ids, return_inverse=True)
+    rows = torch.arange(len(ids), device=ids.device)
+    first_rows = torch.full_like(ids_in_order, len(ids), dtype=torch.int64)
+    return first_rows.scatter_reduce_(0, distinct, rows, "amin"), distinct
 
 
 def mutual_ranks(
@@ -173,17 +174,13 @@ def _count_ahead(
     positives = _Positives(pairs, group, sizes, chunk)
 
     # 1 for what is in a gallery, 0 for what is not
-    shares = gallery.new_ones(len(gallery)) if counted is None else counted.to(gallery)
-    shares_back = query.new_ones(len(query)) if counted is None else shares
-    best = query.new_full((len(query),), -torch.inf)
-    best_back = gallery.new_full((len(gallery),), -torch.inf)
-    for rows, columns, row, column in positives:
-        if len(row):
-            scores = _of_positives(query[rows], gallery[columns], row, column)
-            there = scores.masked_fill(shares[columns][column] == 0, -torch.inf)
-            best[rows].scatter_reduce_(0, row, there, "amax")
-            back = scores.masked_fill(shares_back[rows][row] == 0, -torch.inf)
-            best_back[columns].scatter_reduce_(0, column, back, "amax")
+    in_gallery = gallery.new_ones(len(gallery))
+    in_gallery_back = query.new_ones(len(query))
+    if counted is not None:
+        in_gallery = in_gallery_back = counted.to(gallery)
+    best, best_back = _best_positives(
+        query, gallery, positives, in_gallery, in_gallery_back
+    )
     least = least_tied(best, query, gallery)
     least_back = least_tied(best_back, gallery, query)
 
@@ -198,13 +195,35 @@ def _count_ahead(
         # long to add up booleans.
         reached = scratch[: scores.numel()].view_as(scores)
         torch.ge(scores, least[rows, None], out=reached)
-        ahead[rows].add_((reached @ shares[columns]).long())
+        ahead[rows].add_((reached @ in_gallery[columns]).long())
         if both:
             torch.ge(scores, least_back[columns], out=reached)
-            ahead_back[columns].add_((shares_back[rows] @ reached).long())
+            ahead_back[columns].add_((in_gallery_back[rows] @ reached).long())
     ahead.masked_fill_(best == -torch.inf, UNRANKED)
     ahead_back.masked_fill_(best_back == -torch.inf, UNRANKED)
     return ahead, ahead_back
+
+
+def _best_positives(
+    query: Tensor,
+    gallery: Tensor,
+    positives: _Positives,
+    in_gallery: Tensor,
+    in_gallery_back: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Every query's best score with a positive that is in the gallery, and every
+    gallery row's with one among the queries; −∞ without.
+    """
+    best = query.new_full((len(query),), -torch.inf)
+    best_back = gallery.new_full((len(gallery),), -torch.inf)
+    for rows, columns, row, column in positives:
+        if len(row):
+            scores = _positive_scores(query[rows], gallery[columns], row, column)
+            forth = scores.masked_fill(in_gallery[columns][column] == 0, -torch.inf)
+            best[rows].scatter_reduce_(0, row, forth, "amax")
+            back = scores.masked_fill(in_gallery_back[rows][row] == 0, -torch.inf)
+            best_back[columns].scatter_reduce_(0, column, back, "amax")
+    return best, best_back
 
 
 def comparable(query: Tensor, gallery: Tensor) -> tuple[Tensor, Tensor]:
@@ -324,7 +343,7 @@ def _sums(places: Tensor, numbers: Tensor, size: int) -> Tensor:
     return numbers.new_zeros(size).index_add_(0, places, numbers)
 
 
-def _of_positives(
+def _positive_scores(
     query: Tensor, gallery: Tensor, row: Tensor, column: Tensor
 ) -> Tensor:
     """(P,) scores of a block's positives: of many by one product of matrices."""
