@@ -188,11 +188,9 @@ class Layout:
 
 def gather_objects(value: T) -> list[T]:
     """The value of every rank, in the order of ranks, on every rank."""
-    return (
-        [value]
-        if world_size() == 1
-        else [of_rank for of_rank, _ in _exchange(value, None)]
-    )
+    if world_size() == 1:
+        return [value]
+    return [of_rank for of_rank, _ in _exchange(value, None)]
 
 
 def on_rank_zero(action: Callable[[], T], *, slow: bool = False) -> T:
@@ -201,7 +199,7 @@ def on_rank_zero(action: Callable[[], T], *, slow: bool = False) -> T:
     """
     if world_size() == 1:
         return action()
-    result: Any = None
+    result: T | None = None
     fault: Exception | None = None
     with no_timeout() if slow else contextlib.nullcontext():
         if rank() == 0:
@@ -261,9 +259,8 @@ def _exchange(
     ) as error:  # a fault that other ranks could not make is a RuntimeError there
         pickled = pickle.dumps((None, RuntimeError(str(fault or error))))
     sent = torch.frombuffer(bytearray(pickled), dtype=torch.uint8).to(device)
-    sizes = gather_rows(
-        torch.tensor([len(sent)], device=device), Layout((1,) * world_size())
-    ).tolist()
+    size = torch.tensor([len(sent)], device=device)
+    sizes = gather_rows(size, Layout((1,) * world_size())).tolist()
     parts = torch.split(gather_rows(sent, Layout(tuple(sizes))).cpu(), sizes)
     return [
         pickle.loads(ctypes.string_at(part.data_ptr(), len(part))) for part in parts
@@ -274,11 +271,10 @@ def gather_rows(rows: Tensor, layout: Layout) -> Tensor:
     """(N, …) rows of all ranks from (n, …) of all; a rank's gradient is the sum over
     ranks of those of its rows.
     """
-    return (
-        cast(Tensor, cast(Any, _GatherRows).apply(rows, layout))
-        if len(layout.sizes) > 1
-        else rows
-    )
+    if len(layout.sizes) == 1:
+        return rows
+    gathered: Tensor = _GatherRows.apply(rows, layout)  # type: ignore[no-untyped-call]
+    return gathered
 
 
 def stack_ranks(value: Tensor, layout: Layout) -> Tensor:
@@ -304,12 +300,9 @@ class _GatherRows(torch.autograd.Function):
         _collective("all_gather_single", "all_gather_into_tensor")(parts, padded)
         if layout.total == len(parts):
             return parts
-        return torch.cat(
-            [
-                part[:n]
-                for part, n in zip(torch.split(parts, most), layout.sizes, strict=True)
-            ]
-        )
+        padded_parts = torch.split(parts, most)
+        sizes = zip(padded_parts, layout.sizes, strict=True)
+        return torch.cat([part[:n] for part, n in sizes])
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:

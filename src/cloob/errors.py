@@ -75,10 +75,8 @@ def one_line(error: BaseException, limit: int = 300) -> str:
             f"holds something else than tensors and plain values{global_name}, or is"
             " damaged, and is not read"
         )
-    text = (
-        re.sub(r"[^.;]*trust_remote_code=True[^.;]*[.;]?", "", text).strip()
-        or "asks for Python code"
-    )
+    text = re.sub(r"[^.;]*trust_remote_code=True[^.;]*[.;]?", "", text).strip()
+    text = text or "asks for Python code"
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 
@@ -100,11 +98,9 @@ def nearest(name: str, options: Iterable[str]) -> str:
     """
     choices = sorted(set(options))
     close = difflib.get_close_matches(name, choices, n=3, cutoff=0.5)
-    return (
-        f"did you mean {', '.join(close)}?"
-        if close
-        else f"known: {first_of(choices, 24)}"
-    )
+    if close:
+        return f"did you mean {', '.join(close)}?"
+    return f"known: {first_of(choices, 24)}"
 
 
 def first_of(names: Sequence[str], most: int = 30) -> str:
@@ -124,11 +120,9 @@ def install(extra: str) -> str:
         clone = origin.get("dir_info", {}).get("editable", False)
     except metadata.PackageNotFoundError:  # its source is on the path
         clone = True
-    return (
-        f'pip install -e ".[{extra}]" in a clone of cloob'
-        if clone
-        else f'pip install "cloob[{extra}]"'
-    )
+    if clone:
+        return f'pip install -e ".[{extra}]" in a clone of cloob'
+    return f'pip install "cloob[{extra}]"'
 
 
 @contextlib.contextmanager

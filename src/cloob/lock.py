@@ -31,11 +31,9 @@ def lock_run_folder(run: Path) -> Iterator[Callable[[], None]]:
         return None
 
     def name(owner: Any) -> str:
-        return (
-            f"process {owner.pid} on {owner.hostname.partition('?')[0]}"
-            if owner
-            else "another process"
-        )
+        if not owner:
+            return "another process"
+        return f"process {owner.pid} on {owner.hostname.partition('?')[0]}"
 
     def acquire() -> None:
         try:

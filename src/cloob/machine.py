@@ -37,11 +37,10 @@ def processors() -> int:
     """Processors that this process may use: those it may run on, and the share that a
     container's quota leaves.
     """
-    usable = (
-        len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else os.cpu_count() or 1
-    )
+    if hasattr(os, "sched_getaffinity"):
+        usable = len(os.sched_getaffinity(0))
+    else:
+        usable = os.cpu_count() or 1
     with contextlib.suppress(OSError, ValueError):  # no cgroup, or "max": no quota
         quota, period = map(int, _CPU_QUOTA.read_text(encoding="ascii").split())
         usable = min(usable, max(1, -(-quota // period)))
@@ -53,11 +52,9 @@ def warn_of_emulated_bfloat16() -> None:
     that Linux keeps.
     """
     file = Path("/proc/cpuinfo")
-    flags = (
-        set(file.read_text(encoding="utf-8", errors="replace").split())
-        if file.is_file()
-        else set()
-    )
+    if not file.is_file():
+        return
+    flags = set(file.read_text(encoding="utf-8", errors="replace").split())
     if flags and flags.isdisjoint({"avx512_bf16", "amx_bf16", "bf16"}):
         logger.warning(
             "this processor only emulates bfloat16, which takes it several times as"

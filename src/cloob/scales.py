@@ -63,11 +63,9 @@ class ScaledModule(nn.Module):
         def moved(tensor: Tensor) -> Tensor:
             result = fn(tensor)
             low = result.is_floating_point() and torch.finfo(result.dtype).bits < 32
-            return (
-                tensor.to(result.device, torch.float32)
-                if low and any(tensor is one for one in learned)
-                else result
-            )
+            if low and any(tensor is one for one in learned):
+                return tensor.to(result.device, torch.float32)
+            return result
 
         return super()._apply(moved, recurse)  # type: ignore[no-untyped-call, no-any-return]
 
@@ -111,20 +109,20 @@ def scalar_parameter(value: float) -> nn.Parameter:
     """A 0-d parameter in float32, or float64 where that is the default, whatever lower
     one is.
     """
-    return nn.Parameter(
-        torch.tensor(
-            value, dtype=torch.promote_types(torch.get_default_dtype(), torch.float32)
-        )
-    )
+    dtype = torch.promote_types(torch.get_default_dtype(), torch.float32)
+    return nn.Parameter(torch.tensor(value, dtype=dtype))
 
 
 def callers_level() -> int:
     """The ``stacklevel`` at which a warning points at the line outside of torch and
     this package that led to it.
     """
-    frame, level = sys._getframe(1), 1
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(
-        "."
-    )[0] in ("torch", "cloob"):
-        frame, level = frame.f_back, level + 1
+    frame = sys._getframe(1)
+    level = 1
+    while frame.f_back is not None:
+        package = frame.f_globals.get("__name__", "").partition(".")[0]
+        if package not in ("torch", "cloob"):
+            break
+        frame = frame.f_back
+        level += 1
     return level

@@ -59,7 +59,7 @@ class Ranks:
         """The rank of this thread; 0 of one that is none."""
         return getattr(self._here, "rank", 0)
 
-    def exchange(self, value: object) -> list[Any]:
+    def exchange(self, value: T) -> list[T]:
         """The value of every rank, on every rank."""
         self.calls += 1
         self._sent[self.rank()] = value
@@ -88,7 +88,11 @@ class Ranks:
         }
 
     def _all_reduce(
-        self, tensor: Tensor, op: Any = None, *_: object, **__: object
+        self,
+        tensor: Tensor,
+        op: dist.ReduceOp.RedOpType | None = None,
+        *_: object,
+        **__: object,
     ) -> None:
         copy_into(tensor, reduced(self.exchange(tensor.detach().clone()), op))
 
@@ -98,29 +102,36 @@ class Ranks:
         for output, sent in zip(outputs, self.exchange(tensor.detach()), strict=True):
             copy_into(output, sent)
 
-    def _all_gather_object(self, outputs: list[Any], value: Any, *_: object) -> None:
+    def _all_gather_object(
+        self, outputs: list[object], value: object, *_: object
+    ) -> None:
         outputs[:] = self.exchange(value)
 
     def _all_gather_single(
         self, output: Tensor, tensor: Tensor, *_: object, **__: object
     ) -> None:
-        copy_into(
-            output, torch.cat(self.exchange(tensor.detach())).reshape(output.shape)
-        )
+        rows = torch.cat(self.exchange(tensor.detach()))
+        copy_into(output, rows.reshape(output.shape))
 
     def _reduce_scatter(
         self,
         output: Tensor,
         inputs: list[Tensor],
-        op: Any = None,
+        op: dist.ReduceOp.RedOpType | None = None,
         *_: object,
         **__: object,
     ) -> None:
-        every = self.exchange([tensor.detach() for tensor in inputs])
-        copy_into(output, reduced([sent[self.rank()] for sent in every], op))
+        inputs_of_ranks = self.exchange([tensor.detach() for tensor in inputs])
+        for_this_rank = [sent[self.rank()] for sent in inputs_of_ranks]
+        copy_into(output, reduced(for_this_rank, op))
 
     def _reduce_scatter_single(
-        self, output: Tensor, tensor: Tensor, op: Any = None, *_: object, **__: object
+        self,
+        output: Tensor,
+        tensor: Tensor,
+        op: dist.ReduceOp.RedOpType | None = None,
+        *_: object,
+        **__: object,
     ) -> None:
         self._reduce_scatter(output, list(tensor.chunk(self.world)), op)
 
@@ -131,7 +142,7 @@ def copy_into(output: Tensor, value: Tensor) -> None:
     output.copy_(value)
 
 
-def reduced(sent: list[Tensor], op: Any) -> Tensor:
+def reduced(sent: list[Tensor], op: dist.ReduceOp.RedOpType | None) -> Tensor:
     """The sum, or the mean, or the least, as a ``ReduceOp`` says."""
     stacked = torch.stack(sent)
     if op == dist.ReduceOp.MIN:

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +28,7 @@ from cloob.models.aligned.encoders import TextEncoder
 from cloob.models.encoder import DualEncoder, causal_features, causal_tower
 from cloob.models.onnx import FORMAT, Graph, graph_file
 from cloob.models.runs import ONNX_FILE
-from cloob.models.tokenizer import store_tokenizer
+from cloob.models.tokenizer import TokenizerSettings, store_tokenizer
 
 with needs("export"):
     import onnx_ir
@@ -70,12 +69,13 @@ def export_onnx(encoder: DualEncoder, folder: Path) -> Exported:
     (folder / "onnx").mkdir()
     worst = max(_export(encoder, tower, folder) for tower in towers)
     pad = towers[1].pad
-    config = _write_config(folder, encoder, pad=pad)
+    settings = store_tokenizer(encoder.tokenizer, folder, encoder.context_length)
+    _write_config(folder, encoder, settings, pad=pad)
     length = "whole" if pad is None else "padded"
     notes = (
         _NOTES["checked"].format(worst),
         _NOTES[length].format(pad=pad, length=encoder.context_length),
-        tokenizer_note(config["tokenizer"]),
+        tokenizer_note(settings),
     )
     summary = "cloob.load_model and any ONNX runtime read it"
     return Exported("onnx", summary, usage_of("onnx"), notes, ("onnx",))
@@ -93,10 +93,10 @@ def _graphs_digest(folder: Path) -> str:
 
 
 def _write_config(
-    folder: Path, encoder: DualEncoder, *, pad: int | None
-) -> dict[str, Any]:
-    """Writes the tokenizer and ``onnx.json``, whose content it returns; texts may lack
-    the padding ``pad``.
+    folder: Path, encoder: DualEncoder, settings: TokenizerSettings, *, pad: int | None
+) -> None:
+    """Writes ``onnx.json``, after the graphs and the tokenizer; texts may lack the
+    padding ``pad``.
     """
     content = {
         "format": FORMAT,
@@ -106,19 +106,17 @@ def _write_config(
         "logit_scale": float(encoder.model.logit_scale.detach()),
         "pad": pad,
         "preprocess_cfg": encoder.preprocess_cfg,
-        "tokenizer": store_tokenizer(encoder.tokenizer, folder, encoder.context_length),
+        "tokenizer": settings,
         "fingerprint": _graphs_digest(folder),
     }
     write_json(folder / ONNX_FILE, content)
-    return content
 
 
 def _save(model: onnx_ir.Model, path: Path) -> None:
     """Writes a graph; weights next to it are mapped, so that it opens in a third of the
     time.
     """
-    data = f"{path.name}_data"
-    onnx_ir.save(model, path, external_data=data)
+    onnx_ir.save(model, path, external_data=f"{path.name}_data")
 
 
 def _export(encoder: DualEncoder, tower: Tower, folder: Path) -> float:
