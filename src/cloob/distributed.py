@@ -99,9 +99,7 @@ def _meet(address: str | None, port: str | None) -> tuple[Any, int, int]:
     the life of the process.
     """
     # a torch built without distributed has none
-    from torch.distributed.rendezvous import (
-        rendezvous,
-    )
+    from torch.distributed.rendezvous import rendezvous
 
     try:
         store, this_rank, ranks = next(rendezvous("env://"))
@@ -254,9 +252,8 @@ def _exchange(
         pickled = pickle.dumps((value, fault))
         if fault is not None:
             type(pickle.loads(pickled)[1])("")
-    except (
-        Exception
-    ) as error:  # a fault that other ranks could not make is a RuntimeError there
+    except Exception as error:
+        # a fault that other ranks could not make is a RuntimeError there
         pickled = pickle.dumps((None, RuntimeError(str(fault or error))))
     sent = torch.frombuffer(bytearray(pickled), dtype=torch.uint8).to(device)
     size = torch.tensor([len(sent)], device=device)

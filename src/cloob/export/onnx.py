@@ -180,9 +180,8 @@ class Tower:
     # seven items: (7, 3, H, W) float32 pixels, or (7, context length L) int64 tokens
     samples: Tensor
     expected: Tensor  # (7, D), their rows by the encoder
-    pad: int | None = (
-        None  # the padding that texts may come without; None: they have L tokens
-    )
+    # the padding that texts may come without; None: they have L tokens
+    pad: int | None = None
 
 
 class _Rows(nn.Module):

@@ -81,7 +81,7 @@ def export_transformers(encoder: DualEncoder, folder: Path) -> Exported:
     folder.
     """
     encoder.check_weights()
-    reason = _why_not(encoder)
+    reason = _reason_against(encoder)
     if reason:
         raise _unsupported(encoder, reason)
     specials, notes = _write_tokenizer(encoder, folder)
@@ -89,7 +89,7 @@ def export_transformers(encoder: DualEncoder, folder: Path) -> Exported:
     theirs = Path(__file__).parent / "sentence_transformers"
     shutil.copytree(theirs, folder, dirs_exist_ok=True, copy_function=shutil.copyfile)
     write_safetensors(folder / "model.safetensors", _state(encoder))
-    reason = _difference(encoder, folder)
+    reason = _first_difference(encoder, folder)
     if reason:
         raise _unsupported(encoder, reason)
     if encoder.preprocess_cfg.get("resize_mode") != "squash":
@@ -109,7 +109,7 @@ def _text_tower(encoder: DualEncoder) -> TextTransformer:
     return getattr(encoder.model, "text", encoder.model)
 
 
-def _why_not(encoder: DualEncoder) -> str:
+def _reason_against(encoder: DualEncoder) -> str:
     """Why ``CLIPModel`` cannot be this model, the simplest reason first; empty if it
     may be.
     """
@@ -299,7 +299,7 @@ def processor_config(encoder: DualEncoder) -> dict[str, object] | None:
 
 
 @torch.no_grad()
-def _difference(encoder: DualEncoder, folder: Path) -> str:
+def _first_difference(encoder: DualEncoder, folder: Path) -> str:
     """What transformers computes differently of the folder: tokens, or features of the
     same pixels and tokens; empty where all are equal.
     """

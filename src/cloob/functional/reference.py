@@ -93,9 +93,8 @@ def hopfield_retrieval(state: Tensor, stored: Tensor, beta: float | Tensor) -> T
     average = association @ stored
     norms = average.norm(dim=-1, keepdim=True)
     smallest = torch.finfo(norms.dtype).tiny
-    return torch.where(
-        norms == 0, 0.0, average / norms.clamp_min(smallest)
-    )  # NaN stays
+    unit = average / norms.clamp_min(smallest)
+    return torch.where(norms == 0, 0.0, unit)  # NaN stays
 
 
 def retrieve(
@@ -187,11 +186,11 @@ def softmax_both(
     exclude_above: float | None = None,
 ) -> Tensor:
     """InfoLOOB or InfoNCE of x against y plus that of y against x, from one product."""
-    logits = _logits(x, y, inv_tau, 0, ids, None, exclude_above)
-    both = (logits, logits.transposed())
+    of_x = _logits(x, y, inv_tau, 0, ids, None, exclude_above)
+    of_y = of_x.transposed()
     if contrast == "infoloob":
-        return both[0].info_loob() + both[1].info_loob()
-    return both[0].info_nce() + both[1].info_nce()
+        return of_x.info_loob() + of_y.info_loob()
+    return of_x.info_nce() + of_y.info_nce()
 
 
 @outside_autocast
@@ -218,13 +217,14 @@ def sigmoid_loss(
         anchors, candidates, inv_tau, positive_offset, ids, candidate_ids, exclude_above
     )
     b = scalar("bias", bias, logits.values, positive=False)
-    left_out = logits.positives()
+    no_negatives = logits.positives()
     excluded = logits.excluded()
     if excluded is not None:
-        left_out = left_out | excluded
-    of_all = F.logsigmoid(-(logits.values + b))
-    of_negatives = of_all.masked_fill(left_out, 0.0).sum(dim=1)
-    return -(F.logsigmoid(logits.positive() + b) + of_negatives).mean()
+        no_negatives = no_negatives | excluded
+    as_negatives = F.logsigmoid(-(logits.values + b))
+    negatives = as_negatives.masked_fill(no_negatives, 0.0).sum(dim=1)
+    positive = F.logsigmoid(logits.positive() + b)
+    return -(positive + negatives).mean()
 
 
 class _Logits(NamedTuple):
@@ -264,9 +264,10 @@ class _Logits(NamedTuple):
         if excluded is not None:
             # A lone anchor keeps its positive: ln(e^s / e^s) = 0 with zero gradient,
             # instead of ln 0.
-            every = excluded | left_out
-            lone = every.all(dim=1, keepdim=True)
-            left_out = every & ~(lone & left_out)
+            positives = left_out
+            left_out = positives | excluded
+            lone = left_out.all(dim=1, keepdim=True)
+            left_out = left_out & ~(lone & positives)
         negatives = self.values.masked_fill(left_out, -torch.inf)
         return (negatives.logsumexp(dim=1) - self.positive()).mean()
 

@@ -44,7 +44,7 @@ _REPLACED = (
     "create_model_and_transforms",
     "train_one_epoch",
 )
-_RANDOM = (
+_RANDOM_TOWERS = (
     "cloob: towers from random weights: in trials of some hundred steps retrieval from"
     " the start did not leave chance; --cloob-retrieval-from 0.5 retrieves later,"
     " --cloob-objective infoloob never (the page “Which objective”)"
@@ -241,9 +241,9 @@ def run(argv: Sequence[str]) -> int:
     _check_start(options, retrieves, args.epochs)
     _check_arguments(args)
     starts_late = options.retrieval_from or args.pretrained or args.resume
-    is_first = os.environ.get("RANK", "0") == "0"
-    if retrieves and is_first and not starts_late:
-        print(_RANDOM, file=sys.stderr)
+    is_rank_zero = os.environ.get("RANK", "0") == "0"
+    if retrieves and is_rank_zero and not starts_late:
+        print(_RANDOM_TOWERS, file=sys.stderr)
     with installed(main, options):
         return 1 if main.main(rest) else 0
 

@@ -24,9 +24,8 @@ from cloob.functional.streamed.tiles import (
 
 Four = tuple[Tensor, Tensor, Tensor, Tensor]
 """U_x, U_y, V_x, V_y: what x and y retrieve from x, and what they retrieve from y."""
-FILLED = (
-    8  # columns beside centred patterns; with one alone products are a fifth slower
-)
+# columns beside centred patterns; with one alone products are a fifth slower
+FILLED = 8
 
 
 class _SmallRetrieval(torch.autograd.Function):
