@@ -8,7 +8,7 @@ two directions in one sweep.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from functools import partial
 from types import ModuleType
 from typing import Literal, Unpack, get_args
@@ -71,92 +71,52 @@ def cloob_reference(
         ValueError: As the functions it calls; N < 2; an unknown ``contrast`` or
             ``scale``, or two that do not fit.
     """
-    return pair_loss(
+    pair_contrast = PairContrast(
         reference,
+        contrast,
+        bias=bias,
+        exclude_above=exclude_above,
+        targets=targets,
+        weights=weights,
+    )
+    return pair_contrast.loss(
         image_features,
         text_features,
         inv_tau,
         beta,
-        contrast=contrast,
         hopfield=hopfield,
         scale=scale,
-        bias=bias,
         ids=ids,
-        exclude_above=exclude_above,
-        targets=targets,
-        weights=weights,
     )
-
-
-def pair_loss(
-    backend: ModuleType,
-    image_features: Tensor,
-    text_features: Tensor,
-    inv_tau: float | Tensor,
-    beta: float | Tensor,
-    *,
-    contrast: Contrast = "infoloob",
-    hopfield: bool = True,
-    scale: Scale = "paper",
-    bias: float | Tensor = -10.0,
-    ids: Tensor | None = None,
-    exclude_above: float | None = None,
-    targets: Targets | None = None,
-    weights: Tensor | None = None,
-    beta_of_unit_rows: float | None = None,
-    matmul: torch.dtype | None = None,
-) -> Tensor:
-    """The objective by the functions of a backend; ``streamed`` alone takes the last
-    two arguments.
-    """
-    check_member(contrast, scale, hopfield)
-    x, y = check_pairs(image_features, text_features)
-    directions = Directions(
-        backend,
-        contrast,
-        bias=bias,
-        exclude_above=exclude_above,
-        matmul=matmul,
-        targets=targets,
-        weights=weights,
-    )
-    if not hopfield:
-        both = directions.of_plain(x, y, inv_tau, ids=ids)
-        return in_scale(both, inv_tau, scale)
-    of_streamed: dict[str, object] = {}
-    if beta_of_unit_rows is not None or matmul is not None:
-        of_streamed = {"beta_of_unit_rows": beta_of_unit_rows, "matmul": matmul}
-    u_x, u_y, v_x, v_y = backend.retrieve(x, y, beta, **of_streamed)
-    both = directions.of_retrieved((u_x, v_y), (u_y, v_x), inv_tau, ids=ids)
-    return in_scale(both, inv_tau, scale)
 
 
 @dataclass(frozen=True)
-class Directions:
-    """The directions of a contrast by the functions of a backend, and by those of
-    ``reference`` where it has none.
+class PairContrast:
+    """A contrast of pairs by the functions of a backend, and by those of ``reference``
+    where it has none; ``matmul`` is ``streamed``'s alone.
     """
 
     backend: ModuleType
-    contrast: Contrast
-    bias: float | Tensor
-    exclude_above: float | None
-    matmul: torch.dtype | None
-    targets: Targets | None
-    weights: Tensor | None
+    contrast: Contrast = "infoloob"
+    _: KW_ONLY
+    bias: float | Tensor = -10.0
+    exclude_above: float | None = None
+    matmul: torch.dtype | None = None
+    targets: Targets | None = None
+    weights: Tensor | None = None
 
     @property
-    def are_weighted(self) -> bool:
+    def is_weighted(self) -> bool:
         """Whether pairs have soft targets or weights."""
         return self.targets is not None or self.weights is not None
 
     @property
-    def are_equal(self) -> bool:
+    def directions_are_equal(self) -> bool:
         """Whether both directions are one sum without retrieval: where no softmax runs
         over rows or columns.
         """
         softmax = CONTRASTS[self.contrast].softmax
-        return not (softmax or self.are_weighted) and self.exclude_above is None
+        return not (softmax or self.is_weighted) and self.exclude_above is None
 
     @property
     def options(self) -> dict[str, object]:
@@ -168,6 +128,34 @@ class Directions:
             options["matmul"] = self.matmul
         return options
 
+    def loss(
+        self,
+        image_features: Tensor,
+        text_features: Tensor,
+        inv_tau: float | Tensor,
+        beta: float | Tensor,
+        *,
+        hopfield: bool = True,
+        scale: Scale = "paper",
+        ids: Tensor | None = None,
+        beta_of_unit_rows: float | None = None,
+    ) -> Tensor:
+        """The objective of a batch of pairs; ``beta_of_unit_rows`` is ``streamed``'s
+        alone.
+        """
+        check_member(self.contrast, scale, hopfield)
+        x, y = check_pairs(image_features, text_features)
+        if not hopfield:
+            return in_scale(self.of_plain(x, y, inv_tau, ids), inv_tau, scale)
+        options: dict[str, object] = {}
+        if self.matmul is not None:
+            options["matmul"] = self.matmul
+        if beta_of_unit_rows is not None:
+            options["beta_of_unit_rows"] = beta_of_unit_rows
+        u_x, u_y, v_x, v_y = self.backend.retrieve(x, y, beta, **options)
+        both = self.of_retrieved((u_x, v_y), (u_y, v_x), inv_tau, ids=ids)
+        return in_scale(both, inv_tau, scale)
+
     def of_plain(
         self, x: Tensor, y: Tensor, inv_tau: float | Tensor, ids: Tensor | None
     ) -> Tensor:
@@ -177,10 +165,10 @@ class Directions:
         softmax_both = self.function_of_two("softmax_both")
         if softmax_both is not None:
             return softmax_both(x, y, inv_tau, ids=ids, **self.options)
-        images = self.one(x, y, inv_tau, ids=ids)
-        if self.are_equal:
+        images = self.one_direction(x, y, inv_tau, ids=ids)
+        if self.directions_are_equal:
             return 2 * images
-        return images + self.one(y, x, inv_tau, ids=ids)
+        return images + self.one_direction(y, x, inv_tau, ids=ids)
 
     def of_retrieved(
         self,
@@ -194,19 +182,21 @@ class Directions:
         if softmax_two is not None and len(candidates[0]) == len(candidates[1]):
             stacks = torch.stack(anchors), torch.stack(candidates)
             return softmax_two(*stacks, inv_tau, **self.options, **pairing)
-        images = self.one(anchors[0], candidates[0], inv_tau, **pairing)
-        return images + self.one(anchors[1], candidates[1], inv_tau, **pairing)
+        images = self.one_direction(anchors[0], candidates[0], inv_tau, **pairing)
+        return images + self.one_direction(
+            anchors[1], candidates[1], inv_tau, **pairing
+        )
 
     def function_of_two(self, name: str) -> Callable[..., Tensor] | None:
         """The backend's function of two directions of InfoLOOB or InfoNCE, if it has
         one and it applies.
         """
-        if self.are_weighted or self.contrast not in ("infoloob", "infonce"):
+        if self.is_weighted or self.contrast not in ("infoloob", "infonce"):
             return None
         function = getattr(self.backend, name, None)
         return function and partial(function, contrast=self.contrast)
 
-    def one(
+    def one_direction(
         self,
         anchors: Tensor,
         candidates: Tensor,
@@ -214,7 +204,7 @@ class Directions:
         **pairing: Unpack[Pairing],
     ) -> Tensor:
         """The loss of one direction."""
-        if self.are_weighted:
+        if self.is_weighted:
             return self._one_weighted(anchors, candidates, inv_tau, **pairing)
         row = CONTRASTS[self.contrast]
         function = getattr(self.backend, row.function, None)

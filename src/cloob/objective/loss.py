@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from types import ModuleType
-
 import torch
 from torch import Tensor
 
 from cloob import distributed
 from cloob.distributed import Layout
 from cloob.functional import streamed
-from cloob.functional.pairs import Directions, in_scale, pair_loss
+from cloob.functional.pairs import PairContrast, in_scale
 from cloob.functional.reference import Pairing
 from cloob.objective.backends import Backend, Products, choose_backend
 from cloob.objective.batch import Batch
@@ -27,72 +25,62 @@ def loss_of(
     ``negatives``: further candidates of the anchors x, with their layout. They are
     stored in no memory.
     """
-    x, y, labels, scales, member, layout, beta_of_unit_rows = batch
-    n_candidates = len(x) if layout is None else layout.total
+    member = batch.member
+    layout = batch.layout
+    n_candidates = len(batch.x) if layout is None else layout.total
     if negatives is not None:
         n_candidates += negatives[1].total
-    module = choose_backend(backend, matmul, member.hopfield, n_candidates, x.device)
-    dtype = torch.bfloat16 if matmul == "bfloat16" else None
+    pair_contrast = PairContrast(
+        choose_backend(backend, matmul, member.hopfield, n_candidates, batch.x.device),
+        member.contrast,
+        bias=batch.scales["bias"],
+        exclude_above=member.exclude_above,
+        matmul=torch.bfloat16 if matmul == "bfloat16" else None,
+        targets=batch.labels.targets,
+        weights=batch.labels.weights,
+    )
     if layout is not None:
-        return _loss_over_ranks(batch, layout, module, dtype, negatives)
-    return pair_loss(
-        module,
-        x,
-        y,
-        scales["inv_tau"],
-        scales["beta"],
-        contrast=member.contrast,
+        return _loss_over_ranks(batch, layout, pair_contrast, negatives)
+    is_streamed = pair_contrast.backend is streamed
+    return pair_contrast.loss(
+        batch.x,
+        batch.y,
+        batch.scales["inv_tau"],
+        batch.scales["beta"],
         hopfield=member.hopfield,
         scale=member.scale,
-        bias=scales["bias"],
-        ids=labels.ids,
-        exclude_above=member.exclude_above,
-        targets=labels.targets,
-        weights=labels.weights,
-        beta_of_unit_rows=beta_of_unit_rows if module is streamed else None,
-        matmul=dtype,
+        ids=batch.labels.ids,
+        beta_of_unit_rows=batch.beta_of_unit_rows if is_streamed else None,
     )
 
 
 def _loss_over_ranks(
     batch: Batch,
     layout: Layout,
-    backend: ModuleType,
-    matmul: torch.dtype | None,
+    pair_contrast: PairContrast,
     negatives: tuple[Tensor, Layout] | None,
 ) -> Tensor:
-    """The global loss of the (n, D) rows of every rank, by the functions of a backend,
-    with this rank's gradient.
-    """
+    """The global loss of the (n, D) rows of every rank, with this rank's gradient."""
     member = batch.member
-    directions = Directions(
-        backend,
-        member.contrast,
-        bias=batch.scales["bias"],
-        exclude_above=member.exclude_above,
-        matmul=matmul,
-        targets=batch.labels.targets,
-        weights=batch.labels.weights,
-    )
     own: Pairing = {"positive_offset": layout.local.start}
     ids = batch.labels.ids
     if ids is not None:
         own["ids"] = ids
         own["candidate_ids"] = distributed.gather_rows(ids, layout)
     softmax_both = None
-    if backend is streamed and not member.hopfield and negatives is None:
-        softmax_both = directions.function_of_two("softmax_both")
+    if pair_contrast.backend is streamed and not member.hopfield and negatives is None:
+        softmax_both = pair_contrast.function_of_two("softmax_both")
     if softmax_both is not None:
         both = softmax_both(
             batch.x,
             distributed.gather_rows(batch.y, layout),
             batch.scales["inv_tau"],
             stack_ranks=lambda value: distributed.stack_ranks(value, layout),
-            **directions.options,
+            **pair_contrast.options,
             **own,
         )
     else:
-        both = _two_products(batch, layout, directions, own, negatives)
+        both = _two_products(batch, layout, pair_contrast, own, negatives)
     share = len(batch.x) / layout.total
     loss = in_scale(both, batch.scales["inv_tau"], member.scale)
     return distributed.global_sum(loss * share, layout)
@@ -101,7 +89,7 @@ def _loss_over_ranks(
 def _two_products(
     batch: Batch,
     layout: Layout,
-    directions: Directions,
+    pair_contrast: PairContrast,
     own: Pairing,
     negatives: tuple[Tensor, Layout] | None,
 ) -> Tensor:
@@ -112,8 +100,8 @@ def _two_products(
     def retrieve(query: Tensor, memory: Tensor) -> Tensor:
         if not hopfield:
             return query
-        options = {"matmul": directions.matmul} if directions.matmul else {}
-        retrieved: Tensor = directions.backend.hopfield_retrieval(
+        options = {"matmul": pair_contrast.matmul} if pair_contrast.matmul else {}
+        retrieved: Tensor = pair_contrast.backend.hopfield_retrieval(
             query, memory, batch.scales["beta"], **options
         )
         return retrieved
@@ -128,10 +116,10 @@ def _two_products(
         z, layout_of_z = negatives
         further_candidates = distributed.gather_rows(retrieve(z, all_x), layout_of_z)
         all_u_y = torch.cat([all_u_y, further_candidates])
-    if directions.are_equal:
+    if pair_contrast.directions_are_equal:
         # Both directions are one sum over all pairs: so is the sum over ranks of one.
-        return 2 * directions.one(u_x, all_u_y, inv_tau, **own)
-    return directions.of_retrieved((u_x, v_y), (all_u_y, all_v_x), inv_tau, **own)
+        return 2 * pair_contrast.one_direction(u_x, all_u_y, inv_tau, **own)
+    return pair_contrast.of_retrieved((u_x, v_y), (all_u_y, all_v_x), inv_tau, **own)
 
 
 def _gather_both(left: Tensor, right: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:

@@ -46,7 +46,7 @@ from typing import Any
 
 from torch import Tensor
 
-from cloob.functional.pairs import pair_loss
+from cloob.functional.pairs import PairContrast, Scale
 from cloob.functional.streamed.both import softmax_both
 from cloob.functional.streamed.contrast import (
     info_loob,
@@ -77,6 +77,11 @@ def cloob_streamed(
     text_features: Tensor,
     inv_tau: float | Tensor,
     beta: float | Tensor = 8.0,
+    *,
+    hopfield: bool = True,
+    scale: Scale = "paper",
+    ids: Tensor | None = None,
+    beta_of_unit_rows: float | None = None,
     **options: Any,
 ) -> Tensor:
     """:func:`cloob.functional.cloob_reference` in O(N·D) memory; see there for
@@ -94,6 +99,13 @@ def cloob_streamed(
     cosine of 0.8, 2e-2 at 0.95, 0.14 at 0.99, and 1.5 at 0.999. The gradient of an
     InfoNCE that has saturated (a loss below about 1e-3) is the rounding of its logits.
     """
-    return pair_loss(
-        sys.modules[__name__], image_features, text_features, inv_tau, beta, **options
+    return PairContrast(sys.modules[__name__], **options).loss(
+        image_features,
+        text_features,
+        inv_tau,
+        beta,
+        hopfield=hopfield,
+        scale=scale,
+        ids=ids,
+        beta_of_unit_rows=beta_of_unit_rows,
     )
