@@ -223,9 +223,9 @@ def residuals(
     differences, factors = [], []
     size = torch.cat([group.values for group in groups]).square().mean().sqrt()
     for x, y, values in groups:
-        found = form.values(x, y, scales).expand(len(scales), -1)
-        factor = (found @ values) / found.square().sum(dim=1).clamp_min(1e-300)
-        differences.append((factor[:, None] * found - values) / size)
+        sums = form.values(x, y, scales).expand(len(scales), -1)
+        factor = (sums @ values) / sums.square().sum(dim=1).clamp_min(1e-300)
+        differences.append((factor[:, None] * sums - values) / size)
         factors.append(factor)
     return torch.cat(differences, dim=1), torch.stack(factors, dim=1)
 

@@ -182,10 +182,9 @@ class PairContrast:
         if softmax_two is not None and len(candidates[0]) == len(candidates[1]):
             stacks = torch.stack(anchors), torch.stack(candidates)
             return softmax_two(*stacks, inv_tau, **self.options, **pairing)
-        images = self.one_direction(anchors[0], candidates[0], inv_tau, **pairing)
-        return images + self.one_direction(
-            anchors[1], candidates[1], inv_tau, **pairing
-        )
+        first = self.one_direction(anchors[0], candidates[0], inv_tau, **pairing)
+        second = self.one_direction(anchors[1], candidates[1], inv_tau, **pairing)
+        return first + second
 
     def function_of_two(self, name: str) -> Callable[..., Tensor] | None:
         """The backend's function of two directions of InfoLOOB or InfoNCE, if it has

@@ -198,18 +198,16 @@ class ContrastiveObjective(ScaledModule):
         """0-d τ⁻¹: float32 with its graph if it is learnable, else float64 on the
         CPU.
         """
-        return torch.as_tensor(
-            self.scale_value("inv_tau"),
-            dtype=None if self.learns("inv_tau") else torch.float64,
-        )
+        return self._scale_tensor("inv_tau")
 
     @property
     def beta(self) -> Tensor:
         """0-d β, likewise."""
-        return torch.as_tensor(
-            self.scale_value("beta"),
-            dtype=None if self.learns("beta") else torch.float64,
-        )
+        return self._scale_tensor("beta")
+
+    def _scale_tensor(self, name: str) -> Tensor:
+        dtype = None if self.learns(name) else torch.float64
+        return torch.as_tensor(self.scale_value(name), dtype=dtype)
 
     def scale_value(self, name: str) -> float | Tensor:
         """As the base's; beyond its bound τ⁻¹ has the value and the gradient at the
@@ -409,15 +407,15 @@ class ContrastiveObjective(ScaledModule):
         """Warns if ids or the margin leave no anchor any negative, looked for once: an
         InfoLOOB of 0 has none.
         """
-        marked = batch.labels.ids is not None or self.exclude_above is not None
-        if not marked or not self._notices.is_first("look for negatives"):
+        excludes = batch.labels.ids is not None or self.exclude_above is not None
+        if not excludes or not self._notices.is_first("look for negatives"):
             return
-        bare = batch._replace(
+        as_infoloob = batch._replace(
             labels=Labels(batch.labels.ids),
             member=batch.member._replace(contrast="infoloob", scale="unit"),
         )
         with torch.no_grad():
-            loss = loss_of(bare, self.backend, self.matmul)
+            loss = loss_of(as_infoloob, self.backend, self.matmul)
         if loss == 0:
             self._notices.warn(
                 "no negatives",
@@ -430,7 +428,8 @@ class ContrastiveObjective(ScaledModule):
         without any gradient.
         """
         for name, is_used in used.items():
-            if not is_used and isinstance(scale := getattr(self, name, None), Tensor):
+            scale = getattr(self, name, None)
+            if isinstance(scale, Tensor) and not is_used:
                 loss = loss + 0.0 * scale.to(loss)
         return loss
 

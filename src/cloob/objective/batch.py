@@ -189,8 +189,10 @@ def check_equal(name: str, of_ranks: tuple[Any, ...], *, is_scale: bool) -> None
         # same parameter.
         size = max(1.0, *map(abs, of_ranks)) if name == "bias" else min(of_ranks)
         differ = max(of_ranks) - min(of_ranks) > 1e-3 * size
-        advice = "; average a learnable one's gradient: inside what DDP wraps, or by"
-        advice += " yourself"
+        advice = (
+            "; average a learnable one's gradient: inside what DDP wraps, or by"
+            " yourself"
+        )
     else:
         differ = len(set(of_ranks)) > 1
     if differ:

@@ -38,11 +38,16 @@ class Values(NamedTuple):
         """The sides whose rows are not of unit length."""
         low, high = 1 - UNIT_TOLERANCE, 1 + UNIT_TOLERANCE
         lengths = self.lengths.items()
-        return [side for side, (a, b) in lengths if a < low or b > high]
+        return [
+            side
+            for side, (shortest, longest) in lengths
+            if shortest < low or longest > high
+        ]
 
     def notices(self) -> Iterator[tuple[str, str]]:
         """Warnings, and what each is about."""
-        for side in self.of_other_length[:1]:
+        if self.of_other_length:
+            side = self.of_other_length[0]
             least, greatest = self.lengths[side]
             yield (
                 "lengths",
@@ -61,7 +66,9 @@ def read_values(x: Tensor, y: Tensor, scales: Scales, *, cosine: bool) -> Values
     learned scales that no loss can be computed from.
     """
     sides = {"image_features": x, "text_features": y}
-    learned = {name: s for name, s in scales.items() if isinstance(s, Tensor)}
+    learned = {
+        name: scale for name, scale in scales.items() if isinstance(scale, Tensor)
+    }
     cosines = {"cosine": mean_cosine(x, y)} if cosine else {}
     ends = extremes(**sides, **learned, **cosines)
     numbers: dict[str, float] = {}
@@ -107,12 +114,11 @@ def acceptable(x: Tensor, y: Tensor, *scales: Tensor) -> Tensor:
     """0-d bool, unread: on all ranks no row is NaN, infinite or zero, and scales are
     positive and finite.
     """
-    numbers = torch.cat(
-        [x.norm(dim=1), y.norm(dim=1), *(scale.reshape(1) for scale in scales)]
-    )
-    good = (numbers.isfinite() & (numbers > 0)).all()
+    lengths = [x.norm(dim=1), y.norm(dim=1)]
+    numbers = torch.cat([*lengths, *(scale.reshape(1) for scale in scales)])
+    is_good = (numbers.isfinite() & (numbers > 0)).all()
     if distributed.world_size() > 1:
-        least = good.float()
-        dist.all_reduce(least, dist.ReduceOp.MIN)
-        good = least > 0
-    return good
+        least_of_ranks = is_good.float()
+        dist.all_reduce(least_of_ranks, dist.ReduceOp.MIN)
+        is_good = least_of_ranks > 0
+    return is_good
