@@ -195,6 +195,13 @@ def test_one_word_among_numbers_is_named_with_its_row():
     raises(InputError, said, cloob.fit_heads, a, b, None, 0, CLOSED)
 
 
+def test_numbers_that_are_texts_are_named():
+    a, b = frames()
+    a["note"] = [None, *map(str, range(1, N))]
+    said = "'note' holds numbers as texts, such as '1'"
+    raises(InputError, said, cloob.fit_heads, a, b, None, 0, CLOSED)
+
+
 def test_texts_that_are_all_dates_are_dates():
     """As in a CSV, of which pyarrow makes them."""
     a, b = frames()

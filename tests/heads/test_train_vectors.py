@@ -388,6 +388,8 @@ MISTAKES = [
     ({"a": "ab.parquet:c"}, "ab.parquet: has no 'c'; it has a, b, id"),
     ({"a": "ab.parquet:id"}, "ab.parquet:id: holds object"),
     ({"a": "ab.parquet"}, "ab.parquet: column 'a' holds list"),
+    ({"a": "odd.csv:twice"}, "odd.csv: has several columns 'twice'; rename all"),
+    ({"a": "odd.parquet:pair"}, "odd.parquet: column 'pair' holds struct<"),
     (
         {"a": "index-a.csv", "b": "index-b.csv"},
         "column '' of index-a.csv is column '' of index-b.csv, row by row",
@@ -419,6 +421,8 @@ def test_a_mistake_is_named_in_one_line(config, files, leaves, error, monkeypatc
     monkeypatch.chdir(files)
     np.save("objects.npy", np.array([{}, None], object), allow_pickle=True)
     np.save("flat.npy", np.zeros(N))
+    Path("odd.csv").write_text("twice,twice\n1,2\n")
+    parquet.write_table(pa.table({"pair": [{"x": 1}] * N}), "odd.parquet")
     for name in "ab":
         pd.DataFrame(np.zeros((N, 20))).to_csv(f"index-{name}.csv")
     np.save("nan.npy", np.full((N, 20), np.nan))

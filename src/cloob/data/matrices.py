@@ -162,6 +162,10 @@ def _read_column(path: Path, name: str) -> np.ndarray:
         _check_name(name, parquet.read_schema(path).names, path)
         table = parquet.read_table(path, columns=[name])
     column = table[name].combine_chunks()
+    if pa.types.is_struct(column.type) or pa.types.is_map(column.type):
+        raise InputError(
+            f"{path}: column {name!r} holds {column.type}, no numbers, texts or lists"
+        )
     if pa.types.is_nested(column.type) and not column.null_count:
         flat = column.flatten()
         if not flat.null_count and len({len(row) for row in column}) == 1:
@@ -207,3 +211,5 @@ def _are_names(cells: Sequence[str]) -> bool:
 def _check_name(name: str, names: Sequence[str], path: Path) -> None:
     if name not in names:
         raise InputError(f"{path}: has no {name!r}; it has {first_of(list(names))}")
+    if names.count(name) > 1:
+        raise InputError(f"{path}: has several columns {name!r}; rename all but one")

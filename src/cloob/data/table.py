@@ -267,7 +267,13 @@ def refuse_texts(
     number.
     """
     words = [i for i, text in enumerate(column.levels) if not is_number(text)]
-    place = int(np.isin(cells, words).argmax())
+    is_word = np.isin(cells, words)
+    if not is_word.any():
+        raise InputError(
+            f"{table}: column {column.name!r} holds numbers as texts, such as"
+            f" {column.levels[0][:40]!r}: make numbers of them, or {LEAVE_IT_OUT}"
+        )
+    place = int(is_word.argmax())
     text = column.levels[int(cells[place])]
     raise InputError(
         f"{table}: column {column.name!r} holds {text[:40]!r} in row {rows[place]}, and"

@@ -189,6 +189,7 @@ def _number_pictures(paths: pa.ChunkedArray, captions: pa.ChunkedArray) -> np.nd
     shared = counts["path"].filter(has_several)
     shared = shared.filter(pc.not_equal(shared, b"")).combine_chunks()
     numbers = pc.index_in(paths, shared).fill_null(-1).to_numpy()
+    # a picture of one pair has a number below 0 of its own
     return np.where(numbers < 0, -1 - np.arange(len(numbers)), numbers)
 
 
