@@ -67,14 +67,14 @@ def audit(
         one_of("expect", expect, OBJECTIVES)
     with quietly():
         subject = Subject(loss, scale)
-        found = identify(subject)
-        findings = [*probe_structure(subject, found), *probe_ranks(subject)]
-        if found is None:
+        fitted = identify(subject)
+        findings = [*probe_structure(subject, fitted), *probe_ranks(subject)]
+        if fitted is None:
             findings += probe_no_form(subject)
         else:
-            findings += probe_precision(subject, found)
-            findings += probe_scales(subject, found)
-    report = describe(found, findings)
+            findings += probe_precision(subject, fitted)
+            findings += probe_scales(subject, fitted)
+    report = describe(fitted, findings)
     if expect not in (None, report.name):
         message = f"{expect} was meant, and the values are those of {report.summary}"
         meant = Finding("not what was expected", message)

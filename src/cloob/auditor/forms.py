@@ -123,8 +123,8 @@ class Form:
         memory = plain["x" if side[0] == "U" else "y"]
         query = plain[side[2]]
         similarity = columns[1].exp() * (query @ memory.transpose(-1, -2))
-        found = similarity.softmax(dim=-1) @ memory
-        return F.normalize(found, dim=-1) if self.unit else found
+        retrieved = similarity.softmax(dim=-1) @ memory
+        return F.normalize(retrieved, dim=-1) if self.unit else retrieved
 
 
 def costs(contrast: str, logits: Tensor) -> Tensor:
@@ -189,11 +189,13 @@ class Fit(NamedTuple):
 def fit(groups: Sequence[Group]) -> Fit:
     """The form that comes nearest to the values of a loss; a group for every size."""
     on_grid = [best_of(form, grid(form), groups) for form in all_forms()]
-    limit = sorted(found.value_error for found in on_grid)[N_REFINED - 1]
-    nearest = [found for found in on_grid if found.value_error <= limit]
-    refined = [refine(found, groups) for found in nearest]
-    best = min(found.value_error for found in refined)
-    return next(found for found in refined if found.value_error <= max(3 * best, 1e-9))
+    limit = sorted(fitted.value_error for fitted in on_grid)[N_REFINED - 1]
+    nearest = [fitted for fitted in on_grid if fitted.value_error <= limit]
+    refined = [refine(fitted, groups) for fitted in nearest]
+    best = min(fitted.value_error for fitted in refined)
+    return next(
+        fitted for fitted in refined if fitted.value_error <= max(3 * best, 1e-9)
+    )
 
 
 def grid(form: Form) -> Tensor:
@@ -230,22 +232,22 @@ def residuals(
     return torch.cat(differences, dim=1), torch.stack(factors, dim=1)
 
 
-def refine(found: Fit, groups: Sequence[Group]) -> Fit:
+def refine(fitted: Fit, groups: Sequence[Group]) -> Fit:
     """Levenberg's method from a fit of the grid."""
     damping, change = 1e-3, 1e-5
-    n = len(found.scales)
+    n = len(fitted.scales)
     moves = change * torch.cat([torch.zeros(1, n), torch.eye(n)]).double()
     for _ in range(MAX_STEPS):
-        errors, _ = residuals(found.form, found.scales + moves, groups)
+        errors, _ = residuals(fitted.form, fitted.scales + moves, groups)
         slopes = ((errors[1:] - errors[:1]) / change).T
         normal = slopes.T @ slopes
         normal += damping * torch.diag(normal.diagonal().clamp_min(1e-12))
         step = torch.linalg.solve(normal, slopes.T @ errors[0])
-        tried = best_of(found.form, (found.scales - step)[None], groups)
-        if tried.value_error < found.value_error:
-            found, damping = tried, damping / 10
+        tried = best_of(fitted.form, (fitted.scales - step)[None], groups)
+        if tried.value_error < fitted.value_error:
+            fitted, damping = tried, damping / 10
         else:
             damping *= 10
         if damping > 1e7:
             break
-    return found
+    return fitted

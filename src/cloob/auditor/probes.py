@@ -41,37 +41,37 @@ def probe_no_form(subject: Subject) -> Iterator[Finding]:
 # --- precision ---
 
 
-def probe_precision(subject: Subject, found: Fit) -> Iterator[Finding]:
+def probe_precision(subject: Subject, fitted: Fit) -> Iterator[Finding]:
     """How far value and gradient are from the form's: anywhere, where positives
     dominate, and in a cone.
     """
-    if found.value_error > EXACT:
+    if fitted.value_error > EXACT:
         yield Finding(
             "values off",
-            f"they differ by {found.value_error:.1%} from the form: low precision"
+            f"they differ by {fitted.value_error:.1%} from the form: low precision"
             " inside, or something is added",
         )
-    yield from probe_dominant(subject, found)
-    if found.value_error < EXACT and found.gradient_error > 1e-3:
+    yield from probe_dominant(subject, fitted)
+    if fitted.value_error < EXACT and fitted.gradient_error > 1e-3:
         yield Finding(
             "gradient of another function",
             "the value is that of the form, and its gradient off by"
-            f" {found.gradient_error:.0%}: something on the way is detached",
+            f" {fitted.gradient_error:.0%}: something on the way is detached",
         )
-    elif found.inv_tau < LARGE:
-        yield from probe_cone(subject, found)
+    elif fitted.inv_tau < LARGE:
+        yield from probe_cone(subject, fitted)
 
 
-def probe_dominant(subject: Subject, found: Fit) -> Iterator[Finding]:
+def probe_dominant(subject: Subject, fitted: Fit) -> Iterator[Finding]:
     """The float32 value of pairs that match and are far from all others."""
     shared, noise = batch(8, 12, 1.0, 5)
     apart = torch.linalg.qr(shared.T)[0].T
     apart = apart - apart.mean(dim=0)  # as far from each other as eight rows can be
     x = F.normalize(apart, dim=1).float()
     y = F.normalize(apart + 1e-3 * noise, dim=1).float()
-    exact = float(found.value(x, y))
+    exact = float(fitted.value(x, y))
     got = subject.number(x, y, torch.float32)
-    if not abs(got - exact) < max(1e-4, 10 * found.value_error) * (1 + abs(exact)):
+    if not abs(got - exact) < max(1e-4, 10 * fitted.value_error) * (1 + abs(exact)):
         yield Finding(
             "subtract after exp",
             f"of pairs that match, and are far from all others, the float32 loss is"
@@ -80,13 +80,13 @@ def probe_dominant(subject: Subject, found: Fit) -> Iterator[Finding]:
         )
 
 
-def probe_cone(subject: Subject, found: Fit) -> Iterator[Finding]:
+def probe_cone(subject: Subject, fitted: Fit) -> Iterator[Finding]:
     """The float32 gradient of rows with a mean cosine of 0.99, as of fresh towers."""
     generator = torch.Generator().manual_seed(0)
     axis = torch.randn(1, 32, generator=generator)
     x, y = F.normalize(axis + 0.1 * torch.randn(2, 64, 32, generator=generator), dim=2)
     try:
-        error = gradient_error(subject, found, x, y, torch.float32)
+        error = gradient_error(subject, fitted, x, y, torch.float32)
     except (RuntimeError, TypeError):
         return  # it takes float64 alone
     if error > 0.5:
@@ -123,13 +123,13 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def matrices(self, values: Any) -> list[Tensor]:
         """The tensors of N × N numbers, as matrices."""
-        found = []
+        matrices = []
         for tensor in tree_flatten(values)[0]:
             if isinstance(tensor, Tensor) and tensor.is_floating_point():
                 is_square = tensor.shape[-2:] == (self.n, self.n)
                 if is_square and tensor.numel() == self.n**2:
-                    found.append(tensor.reshape(self.n, self.n))
-        return found
+                    matrices.append(tensor.reshape(self.n, self.n))
+        return matrices
 
     def look_for_sentinel(self, matrix: Tensor) -> None:
         """A diagonal that lies far below all else, and is finite."""
@@ -147,7 +147,7 @@ def is_softmax(matrix: Tensor) -> bool:
     return bool((matrix >= 0).all() and ((sums - 1).abs() < 1e-3).all())
 
 
-def probe_structure(subject: Subject, found: Fit | None) -> Iterator[Finding]:
+def probe_structure(subject: Subject, fitted: Fit | None) -> Iterator[Finding]:
     """How it is computed: masks, unused retrieval, terms, lengths of rows."""
     n = 9
     with Watch(n) as watch, torch.no_grad():
@@ -159,9 +159,9 @@ def probe_structure(subject: Subject, found: Fit | None) -> Iterator[Finding]:
             " like any other: of one pair, of a large τ⁻¹ or in low precision it"
             " counts; mask with −inf",
         )
-    if found is None:
+    if fitted is None:
         return
-    terms = found.form.terms
+    terms = fitted.form.terms
     if watch.retrieves and not terms.retrieves:
         yield Finding(
             "retrieval not used",
@@ -169,42 +169,42 @@ def probe_structure(subject: Subject, found: Fit | None) -> Iterator[Finding]:
         )
     if terms.fault is not None:
         yield Finding(terms.fault, terms.message)
-    if not found.form.unit:
+    if not fitted.form.unit:
         yield Finding(
             "rows not of unit length",
             "retrieved averages are not made unit again: U = norm(…), Eq. 4",
         )
-    if found.power != 0:
+    if fitted.power != 0:
         yield Finding("sum", "summed over the pairs: it grows with the batch", False)
 
 
 # --- scales ---
 
 
-def probe_scales(subject: Subject, found: Fit) -> Iterator[Finding]:
+def probe_scales(subject: Subject, fitted: Fit) -> Iterator[Finding]:
     """τ⁻¹, and whether it is learned where it must not be."""
-    notice = logarithm_notice("τ⁻¹", found.inv_tau)
+    notice = logarithm_notice("τ⁻¹", fitted.inv_tau)
     if notice is not None:
         yield Finding("logarithm as τ⁻¹", notice)
-    if found.inv_tau > LARGE:
+    if fitted.inv_tau > LARGE:
         yield Finding(
             "exponential as τ⁻¹",
-            f"τ⁻¹ is about {found.inv_tau:.0g}: is exp taken of τ⁻¹ itself?",
+            f"τ⁻¹ is about {fitted.inv_tau:.0g}: is exp taken of τ⁻¹ itself?",
         )
-    if found.form.contrast == "sigmoid":
+    if fitted.form.contrast == "sigmoid":
         return
-    has_factor = scale_name(found) == "paper"
+    has_factor = scale_name(fitted) == "paper"
     for slopes, batches in loss_slopes(subject):
         # with the factor τ the derivative is that of τ · sum in every batch
-        is_plain = is_along(slopes, form_slopes(found, batches))
-        falls = is_along(slopes, form_slopes(found, batches, times_tau=True))
+        is_plain = is_along(slopes, form_slopes(fitted, batches))
+        falls = is_along(slopes, form_slopes(fitted, batches, times_tau=True))
         if falls or (is_plain and has_factor):
             yield Finding(
                 "learned τ under τ·loss",
                 "τ⁻¹ is learned, and τ · loss falls with τ⁻¹ for all embeddings: it"
                 " climbs to its bound; fix it, or leave out the factor τ",
             )
-        elif is_plain and found.form.contrast == "infoloob":
+        elif is_plain and fitted.form.contrast == "infoloob":
             yield Finding(
                 "learned τ",
                 "τ⁻¹ is learned: InfoLOOB of pairs that match falls with τ⁻¹",
@@ -230,13 +230,13 @@ def loss_slopes(subject: Subject) -> Iterator[tuple[Tensor, Batches]]:
             yield torch.tensor(numbers, dtype=torch.float64), batches
 
 
-def form_slopes(found: Fit, batches: Batches, *, times_tau: bool = False) -> Tensor:
+def form_slopes(fitted: Fit, batches: Batches, *, times_tau: bool = False) -> Tensor:
     """The derivatives of the form's sum, or of τ · sum, by ln τ⁻¹: one a batch."""
     slopes = []
     for x, y in batches:
-        scales = found.scales.clone().requires_grad_()
+        scales = fitted.scales.clone().requires_grad_()
         log_inv_tau = scales[0]
-        value = found.form.values(x[None], y[None], scales[None])[0, 0]
+        value = fitted.form.values(x[None], y[None], scales[None])[0, 0]
         if times_tau:
             value = value / log_inv_tau.exp()
         [by_scale] = torch.autograd.grad(value, scales)
@@ -252,7 +252,7 @@ def is_along(slopes: Tensor, direction: Tensor) -> bool:
 
 def scalars_of(value: Tensor) -> list[Tensor]:
     """The scalar parameters that a value depends on."""
-    nodes, seen, found = [value.grad_fn], set(), []
+    nodes, seen, leaves = [value.grad_fn], set(), []
     while nodes:
         node = nodes.pop()
         if node is None or node in seen:
@@ -260,9 +260,9 @@ def scalars_of(value: Tensor) -> list[Tensor]:
         seen.add(node)
         leaf = getattr(node, "variable", None)
         if leaf is not None and leaf.numel() == 1:
-            found.append(leaf)
+            leaves.append(leaf)
         nodes += [following for following, _ in node.next_functions]
-    return found
+    return leaves
 
 
 # --- ranks ---
@@ -288,14 +288,14 @@ def probe_ranks(subject: Subject) -> Iterator[Finding]:
     if not ranks.calls:
         yield Finding("ranks", "every rank contrasts its own rows alone", False)
         return
-    whole, exact = value_and_gradient(subject.value, x, y)
-    mean = sum(value for value, _ in results) / 2
+    value_of_one, exact = value_and_gradient(subject.value, x, y)
+    value_of_ranks = sum(value for value, _ in results) / 2
     averaged = torch.cat([gradient for _, gradient in results], dim=1) / 2
     error = relative(averaged, exact)
     if error > 1e-3:
         yield Finding(
             "gather without gradient",
-            f"on two ranks the loss is {mean:.4g} ({whole:.4g} of one process), and the"
-            f" gradient after DDP's averaging off by {error:.0%}: rows of other ranks"
-            " have none",
+            f"on two ranks the loss is {value_of_ranks:.4g} ({value_of_one:.4g} of one"
+            f" process), and the gradient after DDP's averaging off by {error:.0%}:"
+            " rows of other ranks have none",
         )

@@ -49,18 +49,18 @@ class Audit:
     @property
     def faults(self) -> tuple[str, ...]:
         """The kinds of the faults."""
-        return tuple(found.kind for found in self.findings if found.is_fault)
+        return tuple(finding.kind for finding in self.findings if finding.is_fault)
 
     def __str__(self) -> str:
-        found = [str(finding) for finding in self.findings] or ["no fault found"]
-        return "\n".join([self.summary, *(f"  {line}" for line in found)])
+        lines = [str(finding) for finding in self.findings] or ["no fault found"]
+        return "\n".join([self.summary, *(f"  {line}" for line in lines)])
 
 
-def scale_name(found: Fit) -> str:
+def scale_name(fitted: Fit) -> str:
     """What the sum of both directions is multiplied by."""
-    factor = found.factors[-1]
-    names = {"paper": 1 / found.inv_tau, "unit": 0.5, "sum": 1.0}
-    if found.form.contrast == "sigmoid":
+    factor = fitted.factors[-1]
+    names = {"paper": 1 / fitted.inv_tau, "unit": 0.5, "sum": 1.0}
+    if fitted.form.contrast == "sigmoid":
         del names["paper"]
     for name, expected in names.items():
         if math.isclose(factor, expected, rel_tol=1e-3):
@@ -68,33 +68,35 @@ def scale_name(found: Fit) -> str:
     return f"{factor:.4g}"
 
 
-def describe(found: Fit | None, findings: list[Finding]) -> Audit:
+def describe(fitted: Fit | None, findings: list[Finding]) -> Audit:
     """The report, faults first."""
     ordered = tuple(sorted(findings, key=lambda finding: not finding.is_fault))
-    if found is None:
+    if fitted is None:
         summary = "no form that is known here"
         return Audit(None, summary, ordered, math.nan, None, "", math.nan, math.nan)
-    form = found.form
+    form = fitted.form
     right = form.terms.fault is None and form.unit
     name = member_name(form.contrast, form.terms.retrieves) if right else None
     title = CONTRASTS[form.contrast].title.partition(",")[0]
-    what = FAMILY[name].title if name is not None else f"a form of {title}"
-    scale = scale_name(found)
+    title_of_form = FAMILY[name].title if name is not None else f"a form of {title}"
+    scale = scale_name(fitted)
     named = f"{scale} scale" if scale in ("paper", "unit", "sum") else f"{scale} × sum"
-    numbers = f"τ⁻¹ {found.inv_tau:.4g}"
-    if found.beta is not None:
-        numbers += f", β {found.beta:.4g}"
+    numbers = f"τ⁻¹ {fitted.inv_tau:.4g}"
+    if fitted.beta is not None:
+        numbers += f", β {fitted.beta:.4g}"
     if form.contrast == "sigmoid":
-        numbers += f", bias {float(found.scales[-1]):.4g}"
-    exact = f"value to {found.value_error:.0e}, gradient to {found.gradient_error:.0e}"
-    summary = f"{name or 'no member'} ({what}), {named}, {numbers}: {exact}"
+        numbers += f", bias {float(fitted.scales[-1]):.4g}"
+    exact = (
+        f"value to {fitted.value_error:.0e}, gradient to {fitted.gradient_error:.0e}"
+    )
+    summary = f"{name or 'no member'} ({title_of_form}), {named}, {numbers}: {exact}"
     return Audit(
         name,
         summary,
         ordered,
-        found.inv_tau,
-        found.beta,
+        fitted.inv_tau,
+        fitted.beta,
         scale,
-        found.value_error,
-        found.gradient_error,
+        fitted.value_error,
+        fitted.gradient_error,
     )

@@ -40,10 +40,10 @@ class Subject:
         """The 0-d loss, with its graph, of rows in a dtype."""
         rows = [side.to(dtype or self.dtype) for side in (x, y)]
         scales = [] if self.scale is None else [self.scale]
-        found = self.loss(*rows, *scales)
-        if not isinstance(found, Tensor) or found.ndim:
-            raise TypeError(f"the loss returned {type(found).__name__}, no 0-d tensor")
-        return found
+        loss = self.loss(*rows, *scales)
+        if not isinstance(loss, Tensor) or loss.ndim:
+            raise TypeError(f"the loss returned {type(loss).__name__}, no 0-d tensor")
+        return loss
 
     def gradient(
         self, x: Tensor, y: Tensor, dtype: torch.dtype | None = None
@@ -77,7 +77,7 @@ def value_and_gradient(
 
 def gradient_error(
     subject: Subject,
-    found: Fit,
+    fitted: Fit,
     x: Tensor,
     y: Tensor,
     dtype: torch.dtype | None = None,
@@ -85,7 +85,7 @@ def gradient_error(
     """Relative difference of the gradients of a loss and of a form, along the sphere:
     a loss that makes rows unit has none across it.
     """
-    exact = along_sphere(x, y, value_and_gradient(found.value, x, y)[1])
+    exact = along_sphere(x, y, value_and_gradient(fitted.value, x, y)[1])
     return relative(along_sphere(x, y, subject.gradient(x, y, dtype)), exact)
 
 
@@ -108,15 +108,15 @@ def identify(subject: Subject) -> Fit | None:
     groups = [group_of(subject, n) for n in SIZES]
     if min(len(group.values) for group in groups) < 4:
         return None
-    found = fit(groups)
-    is_sigmoid = found.form.contrast == "sigmoid"
-    if is_sigmoid and not BIASES[0] < float(found.scales[-1]) < BIASES[1]:
+    fitted = fit(groups)
+    is_sigmoid = fitted.form.contrast == "sigmoid"
+    if is_sigmoid and not BIASES[0] < float(fitted.scales[-1]) < BIASES[1]:
         return None
-    error = gradient_error(subject, found, *batch(8, 5, 0.6, 7))
-    is_near = found.value_error < NEAR and error < NEAR_GRADIENT
-    if found.value_error >= EXACT and not is_near:
+    error = gradient_error(subject, fitted, *batch(8, 5, 0.6, 7))
+    is_near = fitted.value_error < NEAR and error < NEAR_GRADIENT
+    if fitted.value_error >= EXACT and not is_near:
         return None
-    return found._replace(gradient_error=error)
+    return fitted._replace(gradient_error=error)
 
 
 def group_of(subject: Subject, n: int) -> Group:

@@ -90,9 +90,9 @@ def uniformity(x: Tensor) -> Tensor:
     squares = rows.square().sum(1)
     n = len(rows)
     potentials = []
-    for own in blocks(n, CHUNK):
-        products = rows[own] @ rows[own.start :].T
-        distances = squares[own, None] + squares[own.start :] - 2 * products
+    for block in blocks(n, CHUNK):
+        products = rows[block] @ rows[block.start :].T
+        distances = squares[block, None] + squares[block.start :] - 2 * products
         distances = _above_diagonal(distances).clamp_min(0)
         potentials.append(torch.logsumexp(-2 * distances, 0))
     total = torch.logsumexp(torch.stack(potentials), 0)

@@ -193,9 +193,9 @@ def pair_numbers(
     found: Numbers = {"n": len(ids), "n_ids": n_ids}
     if units is not None and len(torch.unique(units)) < n_ids:
         found["n_groups"] = len(torch.unique(units))
-    one = torch.ones_like(ids)
+    ones = torch.ones_like(ids)
     for way, of_way in zip(WAYS, ranks, strict=True):
-        ranked = Ranked(of_way, one, one * (n_ids - 1))
+        ranked = Ranked(of_way, ones, ones * (n_ids - 1))
         found |= numbers(way, ranked, ids, level=level, seed=seed, units=units)
     by_chance = {key: found.pop(key) for key in [*found] if key.startswith("chance")}
     return found | by_chance
@@ -220,9 +220,9 @@ def candidate_ranks(
     """
     query, gallery = comparable(query, gallery)
     n = len(query)
-    listed, place = torch.unique(listed, dim=0, return_inverse=True)
+    listed, listed_index = torch.unique(listed, dim=0, return_inverse=True)
     is_right = torch.zeros(len(listed), dtype=torch.bool)
-    is_right[place[right]] = True
+    is_right[listed_index[right]] = True
     of_query, row = listed.unbind(dim=1)
     check_places(listed, n, len(gallery))
     n_right = torch.bincount(of_query[is_right], minlength=n)

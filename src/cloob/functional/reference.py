@@ -247,8 +247,8 @@ class _Logits(NamedTuple):
     def positives(self) -> Tensor:
         """(N, M) bool: which the positives are."""
         n, m = self.values.shape
-        place = torch.arange(m, device=self.values.device)
-        return place[None, :] == place[self.offset : self.offset + n, None]
+        columns = torch.arange(m, device=self.values.device)
+        return columns[None, :] == columns[self.offset : self.offset + n, None]
 
     def excluded(self) -> Tensor | None:
         """(N, M) bool: what else is no negative, None for nothing."""

@@ -40,7 +40,7 @@ class Positives(NamedTuple):
         """The entries of an (N, M) matrix that are positives."""
         return matrix if self.columns is None else matrix.gather(1, self.columns)
 
-    def rest(self, scores: Tensor) -> Tensor:
+    def negatives(self, scores: Tensor) -> Tensor:
         """(N, M) 1 − p, of every candidate of ``scores``."""
         if self.columns is None:
             return 1 - self.shares
@@ -147,14 +147,14 @@ def sigmoid_rows(
     scores: Tensor, positives: Positives, weights: Tensor, mask: Tensor | None
 ) -> Tensor:
     """The sigmoid loss's (N,) weighted losses; ``weights`` (N,) or (N, M)."""
-    rest = positives.rest(scores)
+    negatives = positives.negatives(scores)
     if mask is not None:
-        rest = rest.masked_fill(mask, 0.0)
+        negatives = negatives.masked_fill(mask, 0.0)
     shares = positives.shares
     if weights.ndim == 2:
-        shares, rest = positives.of(weights) * shares, weights * rest
+        shares, negatives = positives.of(weights) * shares, weights * negatives
     drawn = weighted_sum(shares, -F.logsigmoid(positives.of(scores)))
-    pushed = weighted_sum(rest, -F.logsigmoid(-scores))
+    pushed = weighted_sum(negatives, -F.logsigmoid(-scores))
     return drawn + pushed if weights.ndim == 2 else weights * (drawn + pushed)
 
 
@@ -164,24 +164,23 @@ def leave_one_out(scores: Tensor, columns: Tensor | None) -> tuple[Tensor, Tenso
     """
     highest, top = scores.max(dim=1, keepdim=True)
     is_top = torch.arange(scores.shape[1], device=scores.device)[None, :] == top
-    rest = scores.masked_fill(is_top, -torch.inf)
-    empty = rest.amax(dim=1, keepdim=True) == -torch.inf
+    below_top = scores.masked_fill(is_top, -torch.inf)
+    empty = below_top.amax(dim=1, keepdim=True) == -torch.inf
     # A sum of nothing has a gradient that is no number, also where it is not used.
-    without_top = rest.masked_fill(empty, 0.0).logsumexp(dim=1, keepdim=True)
+    without_top = below_top.masked_fill(empty, 0.0).logsumexp(dim=1, keepdim=True)
 
     nothing = highest == -torch.inf
     shift = highest.detach().masked_fill(nothing, 0.0)
     terms = (scores - shift).exp()
+    left_out = terms
     if columns is not None:
         is_top = is_top.gather(1, columns)
-    own = terms if columns is None else terms.gather(1, columns)
+        left_out = terms.gather(1, columns)
+    has_no_top = is_top | nothing
     # At least 1, exp of the top one, where the column is not that one itself.
-    sum_of_others = (terms.sum(dim=1, keepdim=True) - own).masked_fill(
-        is_top | nothing, 1.0
-    )
-    return torch.where(is_top, without_top, sum_of_others.log() + shift), empty & (
-        is_top | nothing
-    )
+    sums = terms.sum(dim=1, keepdim=True) - left_out
+    without_column = sums.masked_fill(has_no_top, 1.0).log() + shift
+    return torch.where(is_top, without_top, without_column), empty & has_no_top
 
 
 def weighted_sum(shares: Tensor, costs: Tensor) -> Tensor:
