@@ -6,9 +6,9 @@ stretch.
 """
 
 import io
+import itertools
 import logging
 import os
-import pickle
 import re
 import shutil
 import tracemalloc
@@ -30,25 +30,25 @@ from cloob.data.source import split as part
 from cloob.errors import InputError
 from cloob.evaluation.sets.pictures import open_labelled
 from cloob.pictures import decode
-from make import Listed, noise, outcomes
+from make import Listed, noise, outcomes, samples, sent
 from support import raises
 
 SHARDS = st.lists(st.integers(0, 40), min_size=1, max_size=12)
 
 
 def rows_of(order, epoch, lanes=1):
-    return order.epoch(epoch, lanes)(np.arange(len(order)))
+    rows_at = order.epoch(epoch, lanes)
+    return rows_at(np.arange(len(order)))
 
 
 def test_a_local_order_is_numpys_permutation():
-    expected = np.random.Generator(np.random.PCG64([5, 2])).permutation(42)
+    bits = np.random.PCG64([5, 2])
+    expected = np.random.Generator(bits).permutation(42)
     for lanes in (1, 4):
-        assert np.array_equal(
-            rows_of(EpochOrder([ShardSizes((30, 12))], seed=5), 2, lanes), expected
-        )
-    straight = EpochOrder(
-        [ShardSizes((5,), True), ShardSizes((3,))], seed=5, shuffle=False, buffer=9
-    )
+        order = EpochOrder([ShardSizes((30, 12))], seed=5)
+        assert np.array_equal(rows_of(order, 2, lanes), expected)
+    parts = [ShardSizes((5,), True), ShardSizes((3,))]
+    straight = EpochOrder(parts, seed=5, shuffle=False, buffer=9)
     assert np.array_equal(rows_of(straight, 1), np.arange(8))
 
 
@@ -67,9 +67,10 @@ def test_each_pair_exactly_once_in_any_lanes_and_any_stretch(
     assert rows.dtype == np.int64
     assert np.array_equal(np.sort(rows), np.arange(sum(sizes)))
     again = order().epoch(epoch, lanes)
-    starts = range(len(rows) // 5 * 5, -1, -5)  # from the end to the start
-    stretches = [again(np.arange(at, min(at + 5, len(rows)))) for at in starts][::-1]
-    assert np.array_equal(np.concatenate(stretches), rows)
+    starts = np.arange(0, len(rows) + 1, 5)
+    for start in reversed(starts):
+        end = min(start + 5, len(rows))
+        assert np.array_equal(again(np.arange(start, end)), rows[start:end])
 
 
 @settings(max_examples=80)
@@ -79,39 +80,36 @@ def test_a_lane_reads_shard_after_shard_and_moves_pairs_within_the_buffer(
 ):
     parts = [ShardSizes(tuple(sizes), True)]
     shuffled = rows_of(EpochOrder(parts, seed=3, buffer=buffer), epoch, lanes)
-    straight = rows_of(
-        EpochOrder(parts, seed=3, buffer=1), epoch, lanes
-    )  # blocks of one pair: nothing moves
+    # of blocks of one pair nothing moves
+    straight = rows_of(EpochOrder(parts, seed=3, buffer=1), epoch, lanes)
+    ends = np.cumsum(sizes)
     seen = []
     for lane in range(lanes):
         plain = straight[lane::lanes]
         place = {row: i for i, row in enumerate(plain.tolist())}
-        assert all(
-            abs(place[row] - i) < buffer
-            for i, row in enumerate(shuffled[lane::lanes].tolist())
-        )
-        shards = np.searchsorted(np.cumsum(sizes), plain, side="right").tolist()
-        seen += [s for i, s in enumerate(shards) if i == 0 or s != shards[i - 1]]
+        for i, row in enumerate(shuffled[lane::lanes].tolist()):
+            assert abs(place[row] - i) < buffer
+        shards = np.searchsorted(ends, plain, side="right").tolist()
+        seen += [shard for shard, _ in itertools.groupby(shards)]
     # A shard in two lanes is the last of one and the first of the next.
-    assert all(
-        seen[seen.index(s) : seen.index(s) + seen.count(s)] == [s] * seen.count(s)
-        for s in set(seen)
-    )
+    stretches = [shard for shard, _ in itertools.groupby(seen)]
+    assert len(stretches) == len(set(seen))
 
 
 def test_each_stretch_holds_every_source_in_its_proportion():
-    parts = [
-        ShardSizes((1000,) * 10, True),
-        ShardSizes((5_000,), False),
-        ShardSizes((300,) * 7, True),
-    ]
-    rows = rows_of(EpochOrder(parts, seed=0, buffer=2000), 0, lanes=2)
-    of_first = [(rows[i : i + 500] < 10_000).mean() for i in range(0, 17_000, 500)]
+    first = ShardSizes((1000,) * 10, True)
+    local = ShardSizes((5_000,), False)
+    last = ShardSizes((300,) * 7, True)
+    order = EpochOrder([first, local, last], seed=0, buffer=2000)
+    rows = rows_of(order, 0, lanes=2)
+    stretches = rows[:17_000].reshape(-1, 500)
+    of_first = (stretches < 10_000).mean(1)
     # 10,000 of 17,100 over the whole epoch
-    assert min(of_first) > 0.5
-    assert max(of_first) < 0.67
-    local = rows[(rows >= 10_000) & (rows < 15_000)]
-    assert np.abs(np.diff(local)).mean() > 1000  # all over the table
+    assert of_first.min() > 0.5
+    assert of_first.max() < 0.67
+    of_local = rows[(rows >= 10_000) & (rows < 15_000)]
+    distances = np.abs(np.diff(of_local))
+    assert distances.mean() > 1000  # all over the table
 
 
 def test_400_million_streamed_pairs_cost_no_memory():
@@ -123,20 +121,18 @@ def test_400_million_streamed_pairs_cost_no_memory():
     try:
         order = EpochOrder(parts, seed=0, buffer=10_000)
         rows_at = order.epoch(3, lanes=8)
-        rows = np.concatenate(
-            [
-                rows_at(np.arange(at, at + 32_768, 8))
-                for at in (0, 200_000_000, 399_967_232)
-            ]
-        )
-        peak = tracemalloc.get_traced_memory()[1]
+        rows = []
+        for at in (0, 200_000_000, 399_967_232):
+            places = np.arange(at, at + 32_768, 8)
+            rows += rows_at(places).tolist()
+        _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
     assert peak < 100e6
     assert len(order) == 400_000_000
-    assert len(set(rows.tolist())) == len(rows)
-    assert rows.min() >= 0
-    assert rows.max() < 400_000_000
+    assert len(set(rows)) == len(rows)
+    assert min(rows) >= 0
+    assert max(rows) < 400_000_000
 
 
 # --val-split: what is held out shares no picture and no caption with what is trained on
@@ -152,6 +148,7 @@ def as_png(row):
 
 
 def split(source, share):
+    """What is trained on, and what is held out."""
     return part(source, choose_held_out(source, share))
 
 
@@ -179,69 +176,64 @@ def test_no_picture_or_caption_is_on_both_sides(lists, share, random):
     everything = [pair for pairs in lists for pair in pairs]
     readable = [pair for pair in everything if pair is not None]
     try:
-        train, held = (contents(part) for part in split(source, share))
+        parts = split(source, share)
     except InputError:
         return
+    train, held = map(contents, parts)
     assert Counter(train) + Counter(held) == Counter(everything)
     assert None not in held
-    held_pairs = [p for p in held if p]
-    train_pairs = [p for p in train if p]
-    assert as_png(b"") not in {image for image, _ in held_pairs}
-    assert not {image for image, _ in held_pairs} & {image for image, _ in train_pairs}
-    assert not {caption_id(text) for _, text in held_pairs} & {
-        caption_id(text) for _, text in train_pairs
-    }
-    assert 2 <= len(held) <= max(2, round(share * len(readable)))
+    train = [pair for pair in train if pair is not None]
+    held_images = {image for image, _ in held}
+    train_images = {image for image, _ in train}
+    assert as_png(b"") not in held_images
+    assert not held_images & train_images
+    held_captions = {caption_id(text) for _, text in held}
+    train_captions = {caption_id(text) for _, text in train}
+    assert not held_captions & train_captions
+    of_share = round(share * len(readable))
+    assert 2 <= len(held) <= max(2, of_share)
     # The bytes alone decide: not the order of the rows, nor which source has them.
     shuffled = list(everything)
     random.shuffle(shuffled)
-    again = split(Listed(shuffled), share)
-    assert Counter(contents(again[1])) == Counter(held)
+    _, again = split(Listed(shuffled), share)
+    assert Counter(contents(again)) == Counter(held)
 
 
 @given(st.integers(10, 300), st.sampled_from([0.05, 0.1, 0.3]))
 def test_of_different_pairs_exactly_the_share_is_held_out(n, share):
-    source = Listed([(as_png(n.to_bytes(2, "big")), f"caption {n}") for n in range(n)])
-    train, held = split(source, share)
-    assert len(held) == max(2, round(share * n))
+    pictures = [as_png(i.to_bytes(2, "big")) for i in range(n)]
+    captions = [f"caption {i}" for i in range(n)]
+    train, held = split(Listed(zip(pictures, captions, strict=True)), share)
+    of_share = round(share * n)
+    assert len(held) == max(2, of_share)
     assert len(train) == n - len(held)
     assert sum(train.shard_sizes) == len(train)
     assert sum(held.shard_sizes) == len(held)
-    assert pickle.loads(pickle.dumps(train)).read(0) == train.read(0)
+    assert sent(train).read(0) == train.read(0)
     assert train.fingerprint() != held.fingerprint()
 
 
 def test_what_cannot_be_split_is_refused_in_one_line():
     same = Listed([(as_png(bytes([n])), "a photo") for n in range(20)])
-    raises(
-        InputError,
-        r"val_split is 0.1: of 20 usable pairs 0 can be held out .*--val-data",
-        split,
-        same,
-        0.1,
-    )
+    said = r"val_split is 0.1: of 20 usable pairs 0 can be held out .*--val-data"
+    raises(InputError, said, split, same, 0.1)
 
 
 def test_the_parts_of_a_split_are_those_of_its_sources():
     """So that an epoch spreads every source, and reads it file by file."""
-    pictures = [(as_png(bytes([n])), f"c{n}") for n in range(9)]
-    sources = [Listed(pictures[:4]), Listed(pictures[4:5]), Listed(pictures[5:])]
-    sources[2].streamed = True
-    train, held = part(mix(sources), np.array([0, 4, 5, 6]))
+    pairs = [(as_png(bytes([n])), f"c{n}") for n in range(9)]
+    last = Listed(pairs[5:])
+    last.streamed = True
+    source = mix([Listed(pairs[:4]), Listed(pairs[4:5]), last])
+    train, held = part(source, np.array([0, 4, 5, 6]))
     expected = (ShardSizes((1, 2)), ShardSizes(()), ShardSizes((2,), True))
     assert train.parts == expected
     wanted = (ShardSizes((1,)), ShardSizes((1,)), ShardSizes((2,), True))
     assert held.parts == wanted
-    found = [train.read(row).caption for row in range(5)]
-    assert found == [
-        "c1",
-        "c2",
-        "c3",
-        "c7",
-        "c8",
-    ]
-    order = EpochOrder(train.parts, seed=1, buffer=3).epoch(0)
-    assert sorted(order(np.arange(5))) == [*range(5)]
+    found = [sample.caption for sample in samples(train)]
+    assert found == ["c1", "c2", "c3", "c7", "c8"]
+    order = EpochOrder(train.parts, seed=1, buffer=3)
+    assert sorted(rows_of(order, 0)) == [*range(5)]
 
 
 # Sources
@@ -262,32 +254,24 @@ def test_a_folder_is_read_with_its_sub_folders_in_order(folder):
     (folder / "._b.png").write_bytes(b"")
     (folder / "notes.md").write_text("no pair")
     source = open_source(folder)
-    found = [source.read(i).key for i in range(len(source))]
-    assert found == [
-        "b.png",
-        "c.d.webp",
-        "sub/a.JPG",
-    ]
+    found = [sample.key for sample in samples(source)]
+    assert found == ["b.png", "c.d.webp", "sub/a.JPG"]
     assert source.read(2).image == noise(1)
     assert source.read(1).caption == "caption of c.d.webp"
     assert source.shard_sizes == (3,)
-    assert pickle.loads(pickle.dumps(source)).read(0) == source.read(0)
+    assert sent(source).read(0) == source.read(0)
 
 
 def test_a_folders_bad_samples(folder):
-    for name, caption in (
-        ("alone", b"no image"),
-        ("huge", b"a" * (MAX_CAPTION_BYTES + 1)),
-        ("raw", b"a caption"),
-    ):
-        (folder / f"{name}.txt").write_bytes(caption)
+    for name in ("alone", "huge", "raw"):
+        (folder / f"{name}.txt").write_text("a caption")
+    (folder / "huge.txt").write_bytes(b"a" * (MAX_CAPTION_BYTES + 1))
     for name in ("bare.png", "huge.png", "raw.CR2"):
         (folder / name).write_bytes(noise())
-    bad = {
-        key: said
-        for key, said in outcomes(open_source(folder)).items()
-        if not said.startswith("caption of")
-    }
+    found = outcomes(open_source(folder))
+    good = {key for key, said in found.items() if said.startswith("caption of")}
+    assert len(good) == 3
+    bad = {key: found[key] for key in found.keys() - good}
     assert bad == {
         "alone.txt": "missing image",
         "bare.png": "missing caption",
@@ -304,10 +288,8 @@ def test_linked_folders_are_not_followed_and_said(folder, tmp_path_factory, capl
     (folder / ".hidden").symlink_to(elsewhere)
     with caplog.at_level(logging.WARNING):
         assert len(open_source(folder)) == 3
-    assert (
-        f"{folder}: 3 rows; 2 linked folders not followed, e.g. {folder}/near"
-        in caplog.text
-    )
+    said = f"{folder}: 3 rows; 2 linked folders not followed, e.g. {folder}/near"
+    assert said in caplog.text
     assert len(open_source(folder / "near")) == 3  # itself a link: it was named
 
 
@@ -317,44 +299,33 @@ def test_probes_are_spread_over_the_whole_source(tmp_path):
     """
     (tmp_path / "good.png").write_bytes(noise())
     (tmp_path / "cut.png").write_bytes(noise()[:40])
-    path = tmp_path / "t.csv"
-    for bad, good, said in (
-        ("gone.png", 50, ""),
-        (
-            "gone.png",
-            0,
-            (
-                "0 of 1,000 pairs looked at, spread over all 5,000, usable, .* 1,000 ×"
-                " missing image"
-            ),
-        ),
-        ("cut.png", 0, "0 of 1,000 pairs looked at, .* 1,000 × corrupt image"),
-    ):
-        rows = [bad] * (5000 - good) + ["good.png"] * good
-        path.write_text(
-            "filepath,title\n" + "".join(f"{name},a caption\n" for name in rows)
-        )
-        if not said:
-            assert len(open_source(path)) == 5000
-            continue
-        raises(InputError, said, open_source, path)
+
+    def table(bad, good=0):
+        lines = [f"{bad},a caption\n"] * (5000 - good)
+        lines += ["good.png,a caption\n"] * good
+        path = tmp_path / "t.csv"
+        path.write_text("filepath,title\n" + "".join(lines))
+        return path
+
+    assert len(open_source(table("gone.png", 50))) == 5000
+    said = "0 of 1,000 pairs looked at, spread over all 5,000, usable, "
+    said += ".* 1,000 × missing image"
+    raises(InputError, said, open_source, table("gone.png"))
+    said = "0 of 1,000 pairs looked at, .* 1,000 × corrupt image"
+    raises(InputError, said, open_source, table("cut.png"))
 
 
 def test_sources_are_read_one_after_the_other(shards):
-    two = (
-        open_source(shards),
-        open_source(shards / "00002.tar"),
-    )  # of 5 + 4 + 3 and of 3 pairs
-    both = mix(two)
+    every = open_source(shards)  # of 5 + 4 + 3 pairs
+    last = open_source(shards / "00002.tar")
+    both = mix((every, last))
     assert len(both) == 15
     assert both.shard_sizes == (5, 4, 3, 3)
     assert not both.streamed
-    expected = [two[0].read(i) for i in range(12)] + [two[1].read(i) for i in range(3)]
-    assert [both.read(i) for i in range(15)] == expected
-    wanted = f"{two[0].name} + {two[1].name}"
-    assert both.name == wanted
-    assert pickle.loads(pickle.dumps(both)).read(14) == expected[14]
-    assert mix(two[:1]) is two[0]
+    assert samples(both) == samples(every) + samples(last)
+    assert both.name == f"{every.name} + {last.name}"
+    assert sent(both).read(14) == last.read(2)
+    assert mix((every,)) is every
 
 
 @pytest.fixture(scope="module")
@@ -362,10 +333,7 @@ def demo():
     """All pairs of the set inside the package."""
     sources = {spec: open_source(spec) for spec in ("demo", "demo:val")}
     assert len(sources["demo"].shard_sizes) > 1
-    return {
-        spec: [source.read(i) for i in range(len(source))]
-        for spec, source in sources.items()
-    }
+    return {spec: samples(source) for spec, source in sources.items()}
 
 
 def test_every_pair_is_good_and_held_out_captions_are_not_trained_on(demo):
@@ -373,41 +341,41 @@ def test_every_pair_is_good_and_held_out_captions_are_not_trained_on(demo):
     assert 5_500 <= len(train) <= 6_500
     assert len(val) == 500
     assert len(open_labelled("demo:noto-emoji")) == 1540
-    assert sum(path.stat().st_size for path in DEMO.rglob("*")) <= 10_000_000
-    for samples in (train, val):
-        assert len({sample.key for sample in samples}) == len(samples)
-        for sample in samples[::10]:
-            assert decode(sample.image).size == (64, 64)
-            assert sample.image[8:12] == b"WEBP"
-    held_out = {caption_id(sample.caption) for sample in val}
+    sizes = [path.stat().st_size for path in DEMO.rglob("*")]
+    assert sum(sizes) <= 10_000_000
+    for pairs in (train, val):
+        assert len({pair.key for pair in pairs}) == len(pairs)
+        for pair in pairs[::10]:
+            assert decode(pair.image).size == (64, 64)
+            assert pair.image[8:12] == b"WEBP"
+    held_out = {caption_id(pair.caption) for pair in val}
     assert len(held_out) == 500
-    assert not held_out & {caption_id(sample.caption) for sample in train}
+    trained_on = {caption_id(pair.caption) for pair in train}
+    assert not held_out & trained_on
+
+
+LINES_OF_THE_NOTICE = re.compile(
+    r"^(\S+) +(public domain|MIT|Apache-2\.0|\S+) +(\d+) +(\d+)  \S", re.MULTILINE
+)
 
 
 def test_the_notice_counts_what_is_there(demo):
     text = (DEMO / "NOTICE").read_text(encoding="utf-8")
-    table = {
-        m[1]: (m[2], int(m[3]), int(m[4]))
-        for m in re.finditer(
-            r"^(\S+) +(public domain|MIT|Apache-2\.0|\S+) +(\d+) +(\d+)  \S",
-            text,
-            re.MULTILINE,
-        )
-    }
-    for samples, column in zip(demo.values(), (1, 2), strict=True):
-        found = Counter(
-            sample.key.rpartition("/")[2].rpartition("-")[0] for sample in samples
-        )
-        expected = Counter({name: row[column] for name, row in table.items()})
-        assert found == expected
-    assert {row[0] for row in table.values()} == {"public domain", "MIT", "Apache-2.0"}
-    pairs = len(demo["demo"])
-    shared = sum(
-        n
-        for n in Counter(caption_id(sample.caption) for sample in demo["demo"]).values()
-        if n > 1
-    )
-    assert f"{shared:,} of the {pairs:,} training pairs ({shared / pairs:.1%})" in text
+    lines = LINES_OF_THE_NOTICE.findall(text)
+    licences = {licence for _, licence, _, _ in lines}
+    assert licences == {"public domain", "MIT", "Apache-2.0"}
+    expected = {"demo": Counter(), "demo:val": Counter()}
+    for name, _, n_train, n_val in lines:
+        expected["demo"][name] = int(n_train)
+        expected["demo:val"][name] = int(n_val)
+    for spec, pairs in demo.items():
+        names = [pair.key.rpartition("/")[2] for pair in pairs]
+        found = Counter(name.rpartition("-")[0] for name in names)
+        assert found == expected[spec]
+    captions = Counter(caption_id(pair.caption) for pair in demo["demo"])
+    shared = sum(times for times in captions.values() if times > 1)
+    n = captions.total()
+    assert f"{shared:,} of the {n:,} training pairs ({shared / n:.1%})" in text
     assert "Apache License" in (DEMO / "LICENSE-Apache-2.0").read_text()
 
 
@@ -420,11 +388,7 @@ def test_a_file_that_may_not_be_read_is_not_missing(tmp_path):
     user = os.geteuid()
     try:
         os.seteuid(user or 65534)  # root may read everything
-        raises(
-            BadSample,
-            r"a\.png: no permission to read \(.*Permission denied",
-            source.read,
-            0,
-        )
+        said = r"a\.png: no permission to read \(.*Permission denied"
+        raises(BadSample, said, source.read, 0)
     finally:
         os.seteuid(user)
