@@ -2,6 +2,7 @@
 
 import copy
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -18,8 +19,9 @@ from support import raises
 
 
 def retrieve(state, stored, beta, unit=True):
-    found = (beta * state @ stored.T).softmax(dim=1) @ stored
-    return F.normalize(found, dim=1) if unit else found
+    weights = (beta * state @ stored.T).softmax(dim=1)
+    found = weights @ stored
+    return F.normalize(found) if unit else found
 
 
 def info_nce(anchors, candidates, inv_tau):
@@ -36,8 +38,9 @@ def info_loob(anchors, candidates, inv_tau, mask=-torch.inf):
 
 def subtracted(anchors, candidates, inv_tau, floor=0.0):
     scores = inv_tau * anchors @ candidates.T
-    negatives = scores.exp().sum(dim=1) - scores.diagonal().exp() + floor
-    return (negatives.log() - scores.diagonal()).mean()
+    positives = scores.diagonal()
+    negatives = scores.exp().sum(dim=1) - positives.exp() + floor
+    return (negatives.log() - positives).mean()
 
 
 def both(contrast, *arguments):
@@ -51,34 +54,47 @@ def memories(x, y, beta=8.0, unit=True):
 
 def cloob_loss(x, y, inv_tau=30.0, beta=8.0, contrast=info_loob, **options):
     u_x, u_y, v_x, v_y = memories(x, y, beta)
-    terms = contrast(u_x, u_y, inv_tau, **options) + contrast(
-        v_y, v_x, inv_tau, **options
-    )
-    return terms / inv_tau
+    of_x = contrast(u_x, u_y, inv_tau, **options)
+    of_y = contrast(v_y, v_x, inv_tau, **options)
+    return (of_x + of_y) / inv_tau
 
 
 def masked_sums(x, y):
     """Positives are set to 0 after exp, and nothing is subtracted."""
-    sums = []
+    own = torch.eye(len(x), dtype=torch.bool)
+    total = 0.0
     for scores in (30 * x @ y.T, 30 * y @ x.T):
-        negatives = scores.exp().masked_fill(torch.eye(len(x)) > 0, 0).sum(dim=1)
-        sums.append((-scores.diagonal() + (negatives + 1e-20).log()).mean())
-    return sum(sums) / 2
+        negatives = scores.exp().masked_fill(own, 0).sum(dim=1) + 1e-20
+        terms = negatives.log() - scores.diagonal()
+        total += terms.mean()
+    return total / 2
+
+
+def cross_entropy(x, y):
+    return both(info_nce, 14.3)(x, y) / 2
+
+
+def in_float32(x, y):
+    return cloob_loss(x.float(), y.float())
+
+
+def by_hand(x, y):
+    return 3.3 * both(info_loob, 12.0)(x, y)
+
+
+def normalises(x, y):
+    return cloob_loss(F.normalize(x), F.normalize(y))
 
 
 RIGHT = {
-    "cross entropy": (lambda x, y: both(info_nce, 14.3)(x, y) / 2, "clip", "unit"),
+    "cross entropy": (cross_entropy, "clip", "unit"),
     "cross entropy summed": (both(info_nce, 14.3), "clip", "sum"),
     "log-sum-exp": (both(info_loob, 30.0), "infoloob", "sum"),
     "masked sums": (masked_sums, "infoloob", "unit"),
     "the paper's": (cloob_loss, "cloob", "paper"),
-    "in float32": (lambda x, y: cloob_loss(x.float(), y.float()), "cloob", "paper"),
-    "by hand": (lambda x, y: 3.3 * both(info_loob, 12.0)(x, y), "infoloob", "3.3"),
-    "normalises": (
-        lambda x, y: cloob_loss(F.normalize(x), F.normalize(y)),
-        "cloob",
-        "paper",
-    ),
+    "in float32": (in_float32, "cloob", "paper"),
+    "by hand": (by_hand, "infoloob", "3.3"),
+    "normalises": (normalises, "cloob", "paper"),
 }
 for path in (cloob_reference, cloob_streamed):
     RIGHT[path.__name__] = (lambda x, y, f=path: f(x, y, 20.0, 5.0), "cloob", "paper")
@@ -89,8 +105,10 @@ def test_a_right_loss_is_named_and_not_blamed(name):
     loss, member, scale = RIGHT[name]
     report = cloob.audit(loss)
     assert report.faults == (), report
-    assert (report.name, report.scale) == (member, scale), report
-    assert report.value_error < 1e-6 and report.gradient_error < 1e-4, report
+    assert report.name == member
+    assert report.scale == scale
+    assert report.value_error < 1e-6
+    assert report.gradient_error < 1e-4
 
 
 def fixed(member, **options):
@@ -108,7 +126,9 @@ def test_no_member_of_ours_is_blamed(member, backend):
         objective = fixed(member, scale=scale, backend=backend)
         before = copy.deepcopy(objective.state_dict())
         report = cloob.audit(objective, expect=member)
-        assert (report.name, report.scale, report.faults) == (member, scale, ()), report
+        assert report.faults == (), report
+        assert report.name == member
+        assert report.scale == scale
         assert report.inv_tau == pytest.approx(objective.inv_tau.item(), rel=1e-4)
         assert report.beta in (None, pytest.approx(8.0, rel=1e-4))
         assert report.value_error < 1e-6
@@ -121,7 +141,8 @@ def test_learned_scales_of_ours_are_not_blamed():
     for name in ("clip", "siglip", "cloob", "infonce-hopfield"):
         objective = cloob.make_objective(name, learnable_inv_tau=True)
         report = cloob.audit(objective)
-        assert report.faults == () and report.name == name, report
+        assert report.faults == (), report
+        assert report.name == name
         kinds = [finding.kind for finding in report.findings]
         assert ("learned τ" in kinds) == (name == "cloob")
     learned_beta = ContrastiveObjective(learnable_beta=True)
@@ -157,7 +178,8 @@ def across(x, y):
 
 def four_terms(x, y):
     u_x, u_y, v_x, v_y = memories(x, y)
-    return (both(info_loob, 15.0)(u_x, u_y) + both(info_loob, 15.0)(v_x, v_y)) / 60
+    loss = both(info_loob, 15.0)
+    return (loss(u_x, u_y) + loss(v_x, v_y)) / 60
 
 
 def not_unit(x, y):
@@ -167,9 +189,9 @@ def not_unit(x, y):
 
 def unused(x, y):
     """An ablation whose branch takes the plain rows."""
-    u_x, u_y, v_x, v_y = memories(x, y)
-    assert u_x.shape == u_y.shape == v_x.shape == v_y.shape
-    return both(info_nce, 14.3)(x, y) / 2
+    for memory in memories(x, y):
+        assert memory.shape == x.shape
+    return cross_entropy(x, y)
 
 
 def lowered(x, y):
@@ -195,30 +217,26 @@ class Learned(nn.Module):
         return cloob_loss(x, y, self.logit_scale.exp(), contrast=self.contrast)
 
 
+def one_direction(x, y):
+    u_x, u_y, _, _ = memories(x, y)
+    return info_loob(u_x, u_y, 30.0) / 30
+
+
 WRONG = {
-    "logarithm as τ⁻¹": [
-        lambda x, y: cloob_loss(x, y, math.log(100)),
-    ],
+    "logarithm as τ⁻¹": [partial(cloob_loss, inv_tau=math.log(100))],
     "learned τ under τ·loss": [Learned(), Learned(info_nce)],
-    "sentinel as mask": [
-        lambda x, y: cloob_loss(x, y, mask=-1e9),
-    ],
+    "sentinel as mask": [partial(cloob_loss, mask=-1e9)],
     "gather without gradient": [
-        lambda x, y: gathered(x, y, keep_own=False),
-        lambda x, y: gathered(x, y, keep_own=True),
+        partial(gathered, keep_own=False),
+        partial(gathered, keep_own=True),
     ],
-    "one direction": [
-        lambda x, y: info_loob(x, y, 30.0),
-        lambda x, y: info_loob(*memories(x, y)[:2], 30.0) / 30,
-    ],
+    "one direction": [partial(info_loob, inv_tau=30.0), one_direction],
     "U and V exchanged": [mixed_memories, across],
-    "other terms": [
-        four_terms,
-    ],
+    "other terms": [four_terms],
     "rows not of unit length": [not_unit],
     "subtract after exp": [
         both(subtracted, 30.0, 1e-8),
-        lambda x, y: cloob_loss(x, y, contrast=subtracted),
+        partial(cloob_loss, contrast=subtracted),
     ],
     "retrieval not used": [unused],
     "gradients lost in a cone": [lowered],
@@ -226,17 +244,16 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize(
-    ("kind", "number"),
-    [(kind, i) for kind, some in WRONG.items() for i in range(len(some))],
-)
-def test_a_fault_is_found_and_no_other_is(kind, number):
-    report = cloob.audit(WRONG[kind][number])
-    assert kind in report.faults, report
-    others = set(report.faults) - {kind}
-    # bfloat16 shows in the values too.
-    assert others <= ({"values off"} if kind == "gradients lost in a cone" else set())
-    assert f"FAULT: {kind}: " in str(report)
+@pytest.mark.parametrize("kind", WRONG)
+def test_a_fault_is_found_and_no_other_is(kind):
+    for loss in WRONG[kind]:
+        report = cloob.audit(loss)
+        assert kind in report.faults, report
+        others = set(report.faults) - {kind}
+        if kind == "gradients lost in a cone":  # bfloat16 shows in the values too
+            others.discard("values off")
+        assert not others, report
+        assert f"FAULT: {kind}: " in str(report)
 
 
 def test_an_audit_uses_up_no_warning():

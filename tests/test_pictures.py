@@ -20,7 +20,7 @@ from cloob.data.transforms import TrainTransform, crop_box, resize
 from cloob.errors import InputError
 from cloob.evaluation.embed import embed_images
 from cloob.models.towers import create_model
-from make import Listed, encoded, noise_image
+from make import Listed, code_points, encoded, noise_image
 from support import raises, seeded
 
 SIDE = 64
@@ -28,15 +28,16 @@ ORIENTATION = 0x0112
 HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100)
 # the transposition that makes the stored picture of the upright one: the inverse of
 # what EXIF asks for
+Turn = Image.Transpose
 STORED = {
     1: None,
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_90,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_270,
+    2: Turn.FLIP_LEFT_RIGHT,
+    3: Turn.ROTATE_180,
+    4: Turn.FLIP_TOP_BOTTOM,
+    5: Turn.TRANSPOSE,
+    6: Turn.ROTATE_90,
+    7: Turn.TRANSVERSE,
+    8: Turn.ROTATE_270,
 }
 
 
@@ -52,8 +53,8 @@ def encoder():
 
 def upright(width=SIDE, height=SIDE):
     """A smooth picture that no turn maps onto itself."""
-    small = np.random.default_rng(7).integers(0, 256, (3, 4, 3), dtype=np.uint8)
-    return Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC)
+    small = noise_image(7, 4, 3)
+    return small.resize((width, height), Image.Resampling.BICUBIC)
 
 
 def turned(image, orientation, kind, **options):
@@ -72,7 +73,14 @@ def exif_of(orientation):
 def without_adobe(jpeg):
     """The same CMYK JPEG without Adobe's marker."""
     at = jpeg.index(b"\xff\xee")
-    return jpeg[:at] + jpeg[at + 2 + int.from_bytes(jpeg[at + 2 : at + 4], "big") :]
+    length = int.from_bytes(jpeg[at + 2 : at + 4], "big")
+    end = at + 2 + length
+    return jpeg[:at] + jpeg[end:]
+
+
+def difference(pixels, others):
+    """The largest of two pictures, in levels."""
+    return np.abs(np.asarray(pixels, int) - np.asarray(others, int)).max()
 
 
 def zoo():
@@ -109,7 +117,7 @@ def zoo():
     alphas = b"\xff\xff\xff\xff\xff\0".ljust(32, b"\xff")
     yield "palette with an alpha each", encoded(palette, transparency=alphas), hole
 
-    moves = {"save_all": True, "append_images": [Image.new("RGB", rgb.size, "blue")]}
+    moves = {"save_all": True, "append_images": [rgb.rotate(90)]}
     yield "GIF that moves", encoded(palette, "GIF", **moves), shown
     yield "WebP that moves", encoded(rgb, "WEBP", lossless=True, **moves), colours
     yield "PNG that moves", encoded(rgb, **moves), colours
@@ -134,13 +142,15 @@ def zoo():
     yield "JPEG turned by XMP alone", with_xmp(stored), colours
 
 
-def pairs_of(data, transform):
-    return PicturePairs(one(data), transform, lambda texts: torch.zeros(len(texts), 3))
+def batch_of(data, transform):
+    """The one sample as training reads it."""
+    pairs = PicturePairs(one(data), transform, code_points)
+    return pairs.batch(np.array([0]))
 
 
 def trained_on(data):
     """The pixels that training takes with a crop of everything, (H, W, 3)."""
-    batch = pairs_of(data, TrainTransform(SIDE, scale=(1, 1))).batch(np.array([0]))
+    batch = batch_of(data, TrainTransform(SIDE, scale=(1, 1)))
     assert not batch.skipped
     return batch.images[0].permute(1, 2, 0)
 
@@ -148,7 +158,9 @@ def trained_on(data):
 def with_xmp(jpeg):
     """The same JPEG with a record that asks for a turn."""
     xmp = b"http://ns.adobe.com/xap/1.0/\0<rdf:RDF><tiff:Orientation>6</tiff:Orientation></rdf:RDF>"
-    return jpeg[:2] + b"\xff\xe1" + (len(xmp) + 2).to_bytes(2, "big") + xmp + jpeg[2:]
+    length = len(xmp) + 2
+    record = b"\xff\xe1" + length.to_bytes(2, "big") + xmp
+    return jpeg[:2] + record + jpeg[2:]
 
 
 @pytest.mark.parametrize(
@@ -159,7 +171,8 @@ def test_the_zoo(data, shows, encoder, tmp_path):
     pixels = np.asarray(image, dtype=float)
     assert image.mode == "RGB"
     is_jpeg = data.startswith(b"\xff\xd8")
-    assert np.abs(pixels - shows).max() <= (12 if is_jpeg else 1)
+    largest = np.abs(pixels - shows).max()
+    assert largest <= (12 if is_jpeg else 1)
     assert np.array_equal(trained_on(data).numpy(), pixels)
     path = tmp_path / "picture"
     path.write_bytes(data)
@@ -173,8 +186,10 @@ def test_the_zoo(data, shows, encoder, tmp_path):
 
 @pytest.mark.parametrize("orientation", STORED)
 def test_the_size_of_a_file_is_that_of_the_upright_picture(orientation):
-    file = pictures.Encoded(turned(upright(101, 77), orientation, "PNG"))
-    assert file.size == file.rgb().size == (101, 77)
+    data = turned(upright(101, 77), orientation, "PNG")
+    file = pictures.Encoded(data)
+    assert file.size == (101, 77)
+    assert file.rgb().size == (101, 77)
 
 
 @pytest.mark.parametrize("reduction", [1, 8])
@@ -191,11 +206,11 @@ def test_a_huge_jpeg_is_decoded_smaller(monkeypatch, reduction):
     # of what is left: the file gives an eighth at the least
     quarter = (81, 60)
     assert file.rgb(reduction).size == (half if reduction == 1 else quarter)
-    expected = image.resize(half, Image.Resampling.BOX)
     whole_pixels = (0, 0, 320, 239)
+    expected = image.resize(half, Image.Resampling.BOX).crop(whole_pixels)
     shown = pictures.decode(data).crop(whole_pixels)
-    difference = ImageChops.difference(shown, expected.crop(whole_pixels))
-    assert max(ImageStat.Stat(difference).mean) < 2
+    differences = ImageChops.difference(shown, expected)
+    assert max(ImageStat.Stat(differences).mean) < 2
 
 
 def test_a_crop_of_a_huge_turned_jpeg_is_one_of_the_smaller_picture(monkeypatch):
@@ -210,38 +225,37 @@ def test_a_crop_of_a_huge_turned_jpeg_is_one_of_the_smaller_picture(monkeypatch)
     assert crop.reduction == 4
     found = transform.take(file.rgb(crop.reduction), crop)
     expected = transform(image.resize(file.size), seeded(1))
-    assert (found.float() - expected.float()).abs().mean() < 2
+    differences = found.float() - expected.float()
+    assert differences.abs().mean() < 2
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
 @pytest.mark.parametrize("progressive", [False, True])
 def test_a_jpeg_comes_out_as_small_as_it_is_asked_for(mode, progressive):
-    data = encoded(
-        noise_image(0, 67, 45).convert(mode), "JPEG", progressive=progressive
-    )
+    image = noise_image(0, 67, 45).convert(mode)
+    data = encoded(image, "JPEG", progressive=progressive)
     assert pictures.Encoded(data).max_reduction == 8
-    for factor in (1, 2, 4, 8):
-        size = (-(-67 // factor), -(-45 // factor))
+    for factor, size in ((1, (67, 45)), (2, (34, 23)), (4, (17, 12)), (8, (9, 6))):
         assert pictures.Encoded(data).rgb(factor).size == size
-    assert pictures.Encoded(encoded(noise_image(0))).max_reduction == 1
+    png = encoded(image.convert("RGB"))
+    assert pictures.Encoded(png).max_reduction == 1
 
 
 def test_of_grey_of_16_bits_the_high_byte_counts():
-    values = np.arange(0, 65536, 7, dtype=np.uint16).reshape(1, -1)
-    assert np.array_equal(
-        np.asarray(pictures.upright(Image.fromarray(values)))[..., 0], values >> 8
-    )
+    values = np.arange(0, 65536, 7, dtype=np.uint16)[None]
+    image = pictures.upright(Image.fromarray(values))
+    red, _, _ = image.split()
+    assert np.array_equal(np.asarray(red), values >> 8)
 
 
 def test_one_limit_everywhere(monkeypatch, encoder, tmp_path):
     """A bomb is refused by its header, whoever reads it."""
     image = upright()
     data = encoded(image)
-    pairs = pairs_of(data, TrainTransform(SIDE))
     bomb = tmp_path / "bomb.png"
     bomb.write_bytes(data)
     monkeypatch.setattr(pictures, "MAX_PIXELS", SIDE * SIDE - 1)
-    (skip,) = pairs.batch(np.array([0])).skipped
+    (skip,) = batch_of(data, TrainTransform(SIDE)).skipped
     assert skip.key == "0"
     assert skip.reason == "image too large"
     monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("it was decoded"))
@@ -268,13 +282,10 @@ def test_a_format_without_its_package_names_what_to_install(
     monkeypatch, encoder, tmp_path
 ):
     monkeypatch.setitem(sys.modules, "pillow_heif.HeifImagePlugin", None)
-    (tmp_path / "IMG_1.HEIC").write_bytes(HEIC)
-    raises(
-        InputError,
-        r"IMG_1\.HEIC: .*pip install pillow-heif",
-        encoder.encode_image,
-        [tmp_path / "IMG_1.HEIC"],
-    )
+    path = tmp_path / "IMG_1.HEIC"
+    path.write_bytes(HEIC)
+    said = r"IMG_1\.HEIC: .*pip install pillow-heif"
+    raises(InputError, said, encoder.encode_image, [path])
 
 
 @pytest.mark.parametrize("start", pictures._UNBOUNDED)
@@ -294,9 +305,10 @@ def test_heic():
     file = io.BytesIO()
     stored = heif.from_pillow(upright().transpose(STORED[6]))
     stored.save(file, quality=100, chroma=444, exif=exif_of(6))
-    pixels = np.asarray(pictures.decode(file.getvalue()), dtype=float)
-    assert np.abs(pixels - np.asarray(upright())).max() <= 12
-    assert np.array_equal(trained_on(file.getvalue()).numpy(), pixels)
+    data = file.getvalue()
+    image = pictures.decode(data)
+    assert difference(image, upright()) <= 12
+    assert np.array_equal(trained_on(data).numpy(), np.asarray(image))
 
 
 # Crops
@@ -310,13 +322,15 @@ def test_crops_are_distributed_as_torchvisions(height, width):
     ratio = [3 / 4, 4 / 3]
     blank = torch.empty(3, height, width)
     torch.manual_seed(0)
-    theirs = [RandomResizedCrop.get_params(blank, scale, ratio) for _ in range(n)]
+    get_params = RandomResizedCrop.get_params
+    theirs = np.array([get_params(blank, scale, ratio) for _ in range(n)], float)
     draws = Uniform(0.0, 1.0).sample((n, 22)).double().tolist()
-    ours = [crop_box(height, width, scale, ratio, draw) for draw in draws]
-    theirs = np.array(theirs, float)
-    ours = np.array(ours, float)
-    error = np.sqrt((theirs.var(0) + ours.var(0)) / n)
-    assert (np.abs(theirs.mean(0) - ours.mean(0)) <= 5 * error + 1e-9).all()
+    boxes = [crop_box(height, width, scale, ratio, draw) for draw in draws]
+    ours = np.array(boxes, float)
+    variances = theirs.var(0) + ours.var(0)
+    errors = np.sqrt(variances / n)
+    differences = np.abs(theirs.mean(0) - ours.mean(0))
+    assert (differences <= 5 * errors + 1e-9).all()
 
 
 @pytest.mark.parametrize(
@@ -324,10 +338,11 @@ def test_crops_are_distributed_as_torchvisions(height, width):
 )
 def test_resize_is_pillows_bicubic_within_one_level(width, height, size):
     image = noise_image(0, width, height)
-    theirs = np.array(image.resize((size, size), Image.Resampling.BICUBIC)).astype(int)
-    ours = resize(torch.from_numpy(np.array(image)).permute(2, 0, 1), size)
+    theirs = image.resize((size, size), Image.Resampling.BICUBIC)
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+    ours = resize(pixels, size)
     assert ours.dtype == torch.uint8
-    assert np.abs(ours.permute(1, 2, 0).numpy() - theirs).max() <= 1
+    assert difference(ours.permute(1, 2, 0), theirs) <= 1
 
 
 def test_flip_is_off_by_default_and_mirrors_half_of_the_time():
@@ -336,9 +351,11 @@ def test_flip_is_off_by_default_and_mirrors_half_of_the_time():
     flipping = TrainTransform(16, scale=(1.0, 1.0), flip=True)
     flips = 0
     for seed in range(200):
-        a, b = (t(image, seeded(seed)) for t in (plain, flipping))
-        assert torch.equal(a, b) or torch.equal(a.flip(-1), b)
-        flips += not torch.equal(a, b)
+        expected = plain(image, seeded(seed))
+        found = flipping(image, seeded(seed))
+        if not torch.equal(found, expected):
+            flips += 1
+            assert torch.equal(found, expected.flip(-1))
     assert 70 <= flips <= 130
 
 
@@ -363,12 +380,13 @@ def test_a_reduced_crop_has_enough_pixels_and_lies_on_whole_ones(
     if r > 1:
         assert min(crop.height, crop.width) // r >= size
     if r < 8:  # and the next factor would be too much
-        assert min(exact.height, exact.width) // (2 * r) < size
+        shorter = min(exact.height, exact.width)
+        assert shorter // (2 * r) < size
     # Each edge moves by less than one pixel of the result.
     for start, length in ((0, 2), (1, 3)):
-        pixel = exact[length] / size
-        assert 0 <= exact[start] - crop[start] < max(1, pixel)
-        assert 0 <= exact[length] - crop[length] < max(1, pixel)
+        pixel = max(1, exact[length] / size)
+        assert 0 <= exact[start] - crop[start] < pixel
+        assert 0 <= exact[length] - crop[length] < pixel
     for box in (crop, exact):
         assert min(box.height, box.width) >= 1
         assert min(box.top, box.left) >= 0
@@ -380,10 +398,11 @@ def test_a_jpeg_of_several_pictures_is_its_first():
     first = Image.new("RGB", (64, 48), (250, 0, 0))
     second = Image.new("RGB", (64, 48), (0, 0, 250))
     data = encoded(first, "MPO", save_all=True, append_images=[second])
-    for reduction, size in ((1, (64, 48)), (4, (16, 12))):
+    for reduction in (1, 4):
         image = pictures.Encoded(data).rgb(reduction)
-        assert image.size == size
-        assert image.getpixel((2, 2))[0] > 200
+        assert image.size == (64 // reduction, 48 // reduction)
+        red, _, _ = image.getpixel((2, 2))
+        assert red > 200
 
 
 @pytest.mark.parametrize(
@@ -403,7 +422,8 @@ def test_a_jpeg_that_lacks_its_end_is_taken(mode, options):
         assert file.truncated or end <= 2
         assert np.array_equal(found[:432], whole[:432])
         assert end > 2 or np.array_equal(found, whole)
-        assert pictures.Encoded(data[:-end]).rgb(4).size == (160, 120)
+        small = pictures.Encoded(data[:-end]).rgb(4)
+        assert small.size == (160, 120)
     message = r"2\d% of its rows missing"
     cut = data[: len(data) * 3 // 4]
     raises(pictures.Unreadable, message, pictures.decode, cut)

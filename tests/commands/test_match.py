@@ -8,12 +8,14 @@ import math
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from pyarrow import parquet
 from scipy import sparse
 
 from cloob import ContrastiveHeads, load_model
 from cloob.commands import match
+from make import write_lines
 from support import refused, run_cloob
 
 
@@ -29,8 +31,8 @@ def folder(tmp_path_factory):
     b[31] = b[4]
     np.save(folder / "a.npy", a[:7])
     np.save(folder / "b.npy", b[:40])
-    (folder / "a.txt").write_text("".join(f"cell, {i}\n" for i in range(7)))
-    (folder / "b.txt").write_text("".join(f"molecule {i}\n" for i in range(40)))
+    write_lines(folder / "a.txt", [f"cell, {i}" for i in range(7)])
+    write_lines(folder / "b.txt", [f"molecule {i}" for i in range(40)])
     return folder
 
 
@@ -40,13 +42,26 @@ def here(folder, monkeypatch):
     return folder
 
 
-def expected(top):
-    """Row numbers and cosines by a plain product; of equal rows the earlier first."""
+def plain_scores():
+    """Of all rows with all others, by a plain product."""
     encoder = load_model("heads", device="cpu").eval()
-    rows = encoder.encode_a(np.load("a.npy")), encoder.encode_b(np.load("b.npy"))
-    scores = (rows[0].double() @ rows[1].double().T).numpy()
+    a = encoder.encode_a(np.load("a.npy"))
+    b = encoder.encode_b(np.load("b.npy"))
+    return (a.double() @ b.double().T).numpy()
+
+
+def expected(top):
+    """Row numbers and cosines; of equal rows the earlier first."""
+    scores = plain_scores()
     order = np.argsort(-scores, axis=1, kind="stable")[:, :top]
     return order, np.take_along_axis(scores, order, 1)
+
+
+def ranked(rows):
+    """What a CSV says of them: the row of a, the rank, the row of b."""
+    for a, best in enumerate(rows):
+        for rank, b in enumerate(best, 1):
+            yield a, rank, b
 
 
 WORDS = "match heads --a a.npy --b b.npy --device cpu"
@@ -67,50 +82,41 @@ def test_lines_on_stdout(here, capsys, monkeypatch, size):
     out, err = capsys.readouterr()
     names, found = lines_of(out, "\t")
     rows, scores = expected(5)
-    wanted = [
-        [str(i), str(rank + 1), str(rows[i, rank])]
-        for i in range(7)
-        for rank in range(5)
-    ]
-    assert names == wanted
+    assert names == [list(map(str, line)) for line in ranked(rows)]
     assert np.allclose(found, scores.ravel(), atol=2e-6)
     assert "7 rows of a, for each the nearest 5 of 40 rows of b" in err
 
 
 def test_sparse_rows_are_matched_and_embedded_as_others(here, capsys):
-    found = []
-    for ending in ("npy", "npz"):
-        words = WORDS.replace(".npy", f".{ending}")
-        embed = f"embed heads --b b.{ending} --out rows-{ending}.npy --device cpu"
-        for name in "ab":
-            sparse.save_npz(f"{name}.npz", sparse.csr_array(np.load(f"{name}.npy")))
-        run_cloob(words)
-        found.append(capsys.readouterr().out)
-        run_cloob(embed)
-        capsys.readouterr()
-    assert found[0] == found[1]
-    assert np.array_equal(np.load("rows-npy.npy"), np.load("rows-npz.npy"))
+    for name in "ab":
+        rows = np.load(f"{name}.npy")
+        sparse.save_npz(f"{name}.npz", sparse.csr_array(rows))
+
+    def matched(ending):
+        run_cloob(WORDS.replace(".npy", f".{ending}"))
+        return capsys.readouterr().out
+
+    def embedded(ending):
+        run_cloob(f"embed heads --b b.{ending} --out rows-{ending}.npy --device cpu")
+        return np.load(f"rows-{ending}.npy")
+
+    assert matched("npz") == matched("npy")
+    assert np.array_equal(embedded("npz"), embedded("npy"))
 
 
 def test_files_with_ids(here):
     ids = "--a-ids a.txt --b-ids b.txt"
     for name in ("hits.csv", "hits.parquet"):
         run_cloob(f"{WORDS} {ids} --top 100 --out new/{name}")
-    assert {path.name for path in (here / "new").iterdir()} == {
-        "hits.csv",
-        "hits.parquet",
-    }
+    written = {path.name for path in (here / "new").iterdir()}
+    assert written == {"hits.csv", "hits.parquet"}
     rows, scores = expected(100)  # all rows of b where there are fewer
     lines, found = lines_of(Path("new/hits.csv").read_text(encoding="utf-8"), ",")
-    wanted = [
-        [f"cell, {i}", str(rank), f"molecule {row}"]
-        for i in range(7)
-        for rank, row in enumerate(rows[i], 1)
-    ]
-    assert lines == wanted
+    wanted = [(f"cell, {a}", rank, f"molecule {b}") for a, rank, b in ranked(rows)]
+    assert lines == [list(map(str, line)) for line in wanted]
     table = parquet.read_table("new/hits.parquet").to_pydict()
-    columns = (map(str, table[name]) for name in ("a", "rank", "b"))
-    assert list(map(list, zip(*columns, strict=True))) == lines
+    columns = (table[name] for name in ("a", "rank", "b"))
+    assert list(zip(*columns, strict=True)) == wanted
     assert np.allclose(table["score"], scores.ravel(), atol=1e-6)
     assert np.allclose(found, scores.ravel(), atol=1e-6)
 
@@ -119,7 +125,8 @@ def test_row_numbers_in_parquet_are_integers(here):
     words = f"{WORDS} --top 1 --out n.parquet"
     run_cloob(words)
     found = parquet.read_table("n.parquet")["b"].to_pylist()
-    assert found == expected(1)[0].ravel().tolist()
+    rows, _ = expected(1)
+    assert found == rows.ravel().tolist()
     run_cloob(f"{words} --overwrite")
 
 
@@ -141,10 +148,7 @@ IDS_B = [f"{'xyzw'[i % 4]}" if i < 12 else f"other {i}" for i in range(40)]
 
 def numbers_of_loops(ids_a, ids_b):
     """By key, the mean over ids of what a loop over scores and draws finds."""
-    encoder = load_model("heads", device="cpu").eval()
-    a = encoder.encode_a(np.load("a.npy"))
-    b = encoder.encode_b(np.load("b.npy"))
-    scores = (a.double() @ b.double().T).numpy()
+    scores = plain_scores()
     by_id = {}
     for i, name in enumerate(ids_a):
         right = [j for j, other in enumerate(ids_b) if other == name]
@@ -152,25 +156,20 @@ def numbers_of_loops(ids_a, ids_b):
             continue
         wrong = [j for j in range(len(ids_b)) if j not in right]
         best = max(scores[i, j] for j in right)
-        rank = sum(scores[i, j] >= best - 1e-6 for j in wrong)
-        draws = [
-            all(scores[i, j] < best - 1e-6 for j in some)
-            for some in itertools.combinations(wrong, 3)
-        ]
-        of_row = {
-            "a_to_b@1": rank < 1,
-            "a_to_b@10": rank < 10,
-            "a_to_b_mrr": 1 / (rank + 1),
-            "a_to_b@5%": rank < math.ceil(0.05 * (len(wrong) + 1)),
-            "a_to_b_choose_4": np.mean(draws),
-            "chance@1": len(right) / len(ids_b),
-            "chance_choose_4": len(right) / (len(right) + 3),
-        }
-        by_id.setdefault(name, []).append(of_row)
-    return {
-        key: np.mean([np.mean([row[key] for row in rows]) for rows in by_id.values()])
-        for key in of_row
-    }
+        ahead = {j for j in wrong if scores[i, j] >= best - 1e-6}
+        rank = len(ahead)
+        draws = itertools.combinations(wrong, 3)
+        chosen = [ahead.isdisjoint(three) for three in draws]
+        twentieth = math.ceil(0.05 * (len(wrong) + 1))
+        row = {"a_to_b@1": rank < 1, "a_to_b@10": rank < 10}
+        row["a_to_b_mrr"] = 1 / (rank + 1)
+        row["a_to_b@5%"] = rank < twentieth
+        row["a_to_b_choose_4"] = np.mean(chosen)
+        row["chance@1"] = len(right) / len(ids_b)
+        row["chance_choose_4"] = len(right) / (len(right) + 3)
+        by_id.setdefault(name, []).append(row)
+    of_ids = [pd.DataFrame(rows).mean() for rows in by_id.values()]
+    return pd.DataFrame(of_ids).mean().to_dict()
 
 
 @pytest.mark.parametrize("seed", [None, 0])
@@ -182,8 +181,8 @@ def test_true_pairs_are_judged_as_by_loops(here, capsys, seed):
     if seed is not None:
         order = np.random.default_rng(seed).permutation(40)
     np.save("turned.npy", np.load("b.npy")[order])
-    for name, ids in (("ia", IDS_A), ("ib", [IDS_B[row] for row in order])):
-        Path(f"{name}.txt").write_text("".join(f"{one}\n" for one in ids))
+    write_lines(Path("ia.txt"), IDS_A)
+    write_lines(Path("ib.txt"), [IDS_B[row] for row in order])
     words = WORDS.replace("b.npy", "turned.npy")
     ids = "--a-ids ia.txt --b-ids ib.txt"
     run_cloob(f"{words} {ids} --judge --json")
@@ -208,7 +207,8 @@ def test_aligned_rows_are_judged_beside_the_hits(here, capsys):
     assert "recall@5%" in out
     assert "choose 1 of 4" in out
     assert "choose 1 of 10" not in out, "b has 7 rows"
-    assert len(Path("seven.csv").read_text().splitlines()) == 1 + 7 * 7
+    lines = Path("seven.csv").read_text().splitlines()
+    assert len(lines) == 1 + 7 * 7
     assert "has 7 rows, b.npy has 40" in refused(capsys, f"{WORDS} --judge")
     Path("no.txt").write_text("?\n" * 40)
     ids = "--a-ids a.txt --b-ids no.txt"

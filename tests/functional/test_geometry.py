@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from cloob.functional import geometry
 from paper_loops import unit as rows
+from support import raises
 
 
 def shifted(x):
@@ -32,12 +33,14 @@ each_measure = pytest.mark.parametrize("name", MEASURES)
 
 
 def distances(x):
-    return [math.dist(a, b) for a, b in itertools.combinations(x.tolist(), 2)]
+    pairs = itertools.combinations(x.tolist(), 2)
+    return list(itertools.starmap(math.dist, pairs))
 
 
 def ajne_loop(x):
+    n = len(x)
     angles = [2 * math.asin(min(1, d / 2)) for d in distances(x)]
-    return len(x) / 4 - sum(angles) / (math.pi * len(x))
+    return n / 4 - sum(angles) / (math.pi * n)
 
 
 def uniformity_loop(x):
@@ -53,9 +56,14 @@ def alignment_loop(x, y):
 def saturation_loop(x, y, inv_tau):
     lost = 0.0
     for i, anchor in enumerate(x):
-        terms = [math.exp(inv_tau * float(anchor @ c)) for c in y]
+        logits = inv_tau * (y @ anchor)
+        terms = [math.exp(logit) for logit in logits]
         lost += 1 - terms[i] / sum(terms)
     return lost / len(x)
+
+
+def is_close(measured, expected, within=1e-9):
+    return float(measured) == pytest.approx(float(expected), abs=within)
 
 
 @settings(max_examples=40)
@@ -70,14 +78,10 @@ def test_measures_of_pairs_are_the_loops_for_any_chunk(n, d, seed, chunk):
     y = rows(n, d, seed + 1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(geometry, "CHUNK", chunk)
-        ajne = float(geometry.ajne(x))
-        uniformity = float(geometry.uniformity(x))
-        alignment = float(geometry.alignment(x, y))
-        saturation = float(geometry.saturation(x, y, 5.0))
-    assert ajne == pytest.approx(ajne_loop(x), abs=1e-9)
-    assert uniformity == pytest.approx(uniformity_loop(x), abs=1e-9)
-    assert alignment == pytest.approx(alignment_loop(x, y), abs=1e-9)
-    assert saturation == pytest.approx(saturation_loop(x, y, 5.0), abs=1e-9)
+        assert is_close(geometry.ajne(x), ajne_loop(x))
+        assert is_close(geometry.uniformity(x), uniformity_loop(x))
+        assert is_close(geometry.alignment(x, y), alignment_loop(x, y))
+        assert is_close(geometry.saturation(x, y, 5.0), saturation_loop(x, y, 5.0))
 
 
 def test_ajne_is_the_mean_over_half_circles_of_the_squared_excess():
@@ -90,14 +94,15 @@ def test_ajne_is_the_mean_over_half_circles_of_the_squared_excess():
     directions = torch.stack([angle.cos(), angle.sin()], dim=1)
     inside = (directions @ x.T > 0).sum(1)
     excess = (inside - 4.5) ** 2 / 9
-    assert float(geometry.ajne(x)) == pytest.approx(float(excess.mean()), abs=1e-3)
+    assert is_close(geometry.ajne(x), excess.mean(), within=1e-3)
 
 
 def test_spectrum_of_hand_made_data():
     # Points (±3, 0), (0, ±1): variances 2·9/4 and 2·1/4.
     x = torch.tensor([[3.0, 0], [-3, 0], [0, 1], [0, -1]])
     x += torch.tensor([7.0, -5])
-    assert geometry.covariance_spectrum(x).tolist() == pytest.approx([4.5, 0.5])
+    spectrum = geometry.covariance_spectrum(x).tolist()
+    assert spectrum == pytest.approx([4.5, 0.5])
 
 
 @pytest.mark.parametrize(("last", "count"), [(10.0, 2), (0.5, 1)])
@@ -112,18 +117,19 @@ def test_effective_eigenvalues_hold_99_percent(last, count):
 )
 def test_equal_rows(dtype, close):
     x = rows(1, 7, dtype=dtype).repeat(8, 1)
-    assert float(geometry.ajne(x)) == pytest.approx(2, abs=close)  # N/4
+    assert is_close(geometry.ajne(x), 2, within=close)  # N/4
     assert int(geometry.effective_eigenvalues(x)) == 0
     assert not geometry.covariance_spectrum(x).any()
-    assert float(geometry.uniformity(x)) == pytest.approx(0, abs=1e-12)
+    assert is_close(geometry.uniformity(x), 0, within=1e-12)
 
 
 def test_gap_of_known_pairs():
     x = torch.tensor([[1.0, 0], [0, 1]])
     y = torch.tensor([[-1.0, 0], [0, 1]])
-    assert float(geometry.modality_gap(x, y)) == pytest.approx(1)  # centres (±½, ½)
-    assert float(geometry.modality_gap(x, -x)) == pytest.approx(math.sqrt(2))
-    assert float(geometry.modality_gap(x, x[:1])) == pytest.approx(math.sqrt(0.5))
+    gap = geometry.modality_gap
+    assert is_close(gap(x, y), 1, within=1e-6)  # centres (±½, ½)
+    assert is_close(gap(x, -x), math.sqrt(2), within=1e-6)
+    assert is_close(gap(x, x[:1]), math.sqrt(0.5), within=1e-6)
 
 
 def test_saturation_keeps_its_digits_where_p_is_one():
@@ -131,10 +137,10 @@ def test_saturation_keeps_its_digits_where_p_is_one():
     # 1 − p = e^−60 / (1 + e^−60), far below the rounding of 1
     saturated = float(geometry.saturation(x, x, 60.0))
     assert saturated == pytest.approx(math.exp(-60), rel=1e-9)
-    assert float(geometry.saturation(x, -x, 1e6)) == pytest.approx(1.0)
+    assert is_close(geometry.saturation(x, -x, 1e6), 1)
     equal = x[:1].repeat(4, 1)
-    by_chance = float(geometry.saturation(equal, equal, torch.tensor(30.0)))
-    assert by_chance == pytest.approx(3 / 4)
+    by_chance = geometry.saturation(equal, equal, torch.tensor(30.0))
+    assert is_close(by_chance, 3 / 4)
 
 
 @each_measure
@@ -152,30 +158,26 @@ def test_dtype_follows_the_input(name):
 def test_a_row_that_is_no_number_is_named(name):
     bad = torch.ones(5, 3)
     bad[3] = math.nan
-    with pytest.raises(ValueError, match="row 3"):
-        MEASURES[name](bad)
+    raises(ValueError, "row 3", MEASURES[name], bad)
 
 
 @pytest.mark.parametrize("name", ["spectrum", "effective", "ajne", "uniformity"])
 @pytest.mark.parametrize("shape", [(1, 3), (3,), (2, 3, 4)])
 def test_other_shapes_are_refused(name, shape):
-    with pytest.raises(ValueError, match="expected"):
-        MEASURES[name](torch.ones(shape))
+    raises(ValueError, "expected", MEASURES[name], torch.ones(shape))
 
 
 def test_integers_are_refused():
-    with pytest.raises(ValueError, match="a floating-point matrix"):
-        geometry.ajne(torch.ones(3, 2, dtype=torch.int64))
+    numbers = torch.eye(3).long()
+    raises(ValueError, "a floating-point matrix", geometry.ajne, numbers)
 
 
 def test_sides_that_do_not_fit_are_refused():
     x = rows(4, 3)
-    for pairs in (geometry.alignment, lambda a, b: geometry.saturation(a, b, 1.0)):
-        with pytest.raises(ValueError, match=r"4 and \w+ 3; pairs"):
-            pairs(x, x[:3])
-    with pytest.raises(ValueError, match="dimension 2"):
-        geometry.modality_gap(x, x[:, :2])
-    with pytest.raises(ValueError, match="row 1 is zero"):
-        geometry.ajne(torch.tensor([[1.0, 0], [0, 0]]))
-    with pytest.raises(ValueError, match="inv_tau"):
-        geometry.saturation(x, x, -1.0)
+    said = r"4 and \w+ 3; pairs"
+    raises(ValueError, said, geometry.alignment, x, x[:3])
+    raises(ValueError, said, geometry.saturation, x, x[:3], 1.0)
+    raises(ValueError, "dimension 2", geometry.modality_gap, x, x[:, :2])
+    one_is_zero = torch.tensor([[1.0, 0], [0, 0]])
+    raises(ValueError, "row 1 is zero", geometry.ajne, one_is_zero)
+    raises(ValueError, "inv_tau", geometry.saturation, x, x, -1.0)

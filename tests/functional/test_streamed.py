@@ -43,11 +43,30 @@ def scalars(*values):
 
 
 def member(contrast, hopfield):
-    return {
-        "contrast": contrast,
-        "hopfield": hopfield,
-        "scale": "unit" if contrast == "sigmoid" else "paper",
-    }
+    scale = "unit" if contrast == "sigmoid" else "paper"
+    return {"contrast": contrast, "hopfield": hopfield, "scale": scale}
+
+
+def in_float32(inputs):
+    return [t.float() for t in inputs]
+
+
+def errors(found, expected):
+    """That of the value, and those of the gradients."""
+    return [relative_error(a, b) for a, b in zip(found, expected, strict=True)]
+
+
+def of_reference(inputs, **options):
+    return value_and_gradients(cloob_reference, *inputs, **options)
+
+
+def of_streamed(inputs, **options):
+    return value_and_gradients(cloob_streamed, *inputs, **options)
+
+
+def error_of_gradient(found, expected):
+    """That of all gradients as one vector."""
+    return relative_error(joint(found[1:]), joint(expected[1:]))
 
 
 def assert_as_exact(*inputs, **options):
@@ -56,19 +75,17 @@ def assert_as_exact(*inputs, **options):
     Where float32 itself does not hold that (large β·s, a value near zero), about as
     well as the float32 reference.
     """
-    single = [t.float() for t in inputs]
-    exact, double = (
-        value_and_gradients(path, *inputs, **options)
-        for path in (cloob_reference, cloob_streamed)
-    )
-    plain, ours = (
-        value_and_gradients(path, *single, **options)
-        for path in (cloob_reference, cloob_streamed)
-    )
-    for of in (lambda outputs: outputs[0], lambda outputs: joint(outputs[1:])):
-        assert relative_error(of(double), of(exact)) < 1e-10, options
-        expected = max(1e-5, 4 * relative_error(of(plain), of(exact)))
-        assert relative_error(of(ours), of(exact)) < expected, options
+    single = in_float32(inputs)
+    exact = of_reference(inputs, **options)
+    double = of_streamed(inputs, **options)
+    plain = of_reference(single, **options)
+    ours = of_streamed(single, **options)
+    assert relative_error(double[0], exact[0]) < 1e-10, options
+    assert error_of_gradient(double, exact) < 1e-10, options
+    bound = max(1e-5, 4 * relative_error(plain[0], exact[0]))
+    assert relative_error(ours[0], exact[0]) < bound, options
+    bound = max(1e-5, 4 * error_of_gradient(plain, exact))
+    assert error_of_gradient(ours, exact) < bound, options
 
 
 @pytest.mark.usefixtures("small_tiles")
@@ -99,31 +116,26 @@ def test_rows_of_any_length_on_both_branches(length, beta):
 @pytest.mark.usefixtures("small_tiles")
 def test_unshifted_sums_at_their_limit_in_float32():
     x = torch.cat([unit(10, 8), -unit(10, 8)])  # exp(±60): antipodal and equal rows
-    y = x.roll(3, 0)
-    ours = value_and_gradients(
-        cloob_streamed, x.float(), y.float(), *scalars(10.0, 60.0)
-    )
-    exact = value_and_gradients(cloob_reference, x, y, *scalars(10.0, 60.0))
+    inputs = [x, x.roll(3, 0), *scalars(10.0, 60.0)]
+    ours = of_streamed(in_float32(inputs))
+    exact = of_reference(inputs)
     for got, expected in zip(ours, exact, strict=True):
         assert got.isfinite().all()
-        assert (got.double() - expected).norm() < 1e-4 * (1 + expected.norm())
+        difference = got.double() - expected
+        assert difference.norm() < 1e-4 * (1 + expected.norm())
 
 
 @each_member
 def test_bfloat16_products_keep_the_gradient_to_a_hundredth(contrast, hopfield):
-    x, y = pairs(384, 256)
+    inputs = [*pairs(384, 256), *scalars(30.0, 8.0)]
     options = member(contrast, hopfield)
-    exact = value_and_gradients(cloob_reference, x, y, *scalars(30.0, 8.0), **options)
-    single = [t.float() for t in (x, y, *scalars(30.0, 8.0))]
-    low = value_and_gradients(cloob_streamed, *single, matmul=torch.bfloat16, **options)
-    assert all(t.dtype == torch.float32 for t in low)
-    errors = [
-        relative_error(got, expected) for got, expected in zip(low, exact, strict=True)
-    ]
-    assert max(errors) <= 1e-2, errors
-    assert errors[1] > (
-        1e-7 if contrast == "sigmoid" else 1e-4
-    )  # it did multiply in bfloat16
+    exact = of_reference(inputs, **options)
+    low = of_streamed(in_float32(inputs), matmul=torch.bfloat16, **options)
+    assert {t.dtype for t in low} == {torch.float32}
+    found = errors(low, exact)
+    assert max(found) <= 1e-2, found
+    # it did multiply in bfloat16
+    assert found[1] > (1e-7 if contrast == "sigmoid" else 1e-4)
 
 
 @pytest.mark.parametrize(("contrast", "hopfield"), MEMBERS)
@@ -133,14 +145,19 @@ def test_close_embeddings_stay_accurate(contrast, hopfield):
     cone = unit(1, 256, 9)
     x, y = (normalised(4.0 * cone + side) for side in pairs(256, 256))
     options = member(contrast, hopfield)
-    given = [x, y, *scalars(30.0, 8.0)]
-    _, *exact = value_and_gradients(cloob_reference, *given, **options)
-    single = [t.float() for t in given]
-    _, *plain = value_and_gradients(cloob_reference, *single, **options)
-    formula = max(map(relative_error, plain[:2], exact[:2]))  # in float32: up to 2e-3
-    for matmul, bound in ((None, max(1e-4, formula / 8)), (torch.bfloat16, 4e-2)):
-        _, *low = value_and_gradients(cloob_streamed, *single, matmul=matmul, **options)
-        assert max(map(relative_error, low[:2], exact[:2])) <= bound, matmul
+    inputs = [x, y, *scalars(30.0, 8.0)]
+    single = in_float32(inputs)
+    exact = of_reference(inputs, **options)
+
+    def error_of_a_side(found):
+        _, of_x, of_y, *_ = errors(found, exact)
+        return max(of_x, of_y)
+
+    ours = of_streamed(single, **options)
+    formula = error_of_a_side(of_reference(single, **options))  # up to 2e-3
+    assert error_of_a_side(ours) <= max(1e-4, formula / 8)
+    low = of_streamed(single, matmul=torch.bfloat16, **options)
+    assert error_of_a_side(low) <= 4e-2
 
 
 @pytest.mark.usefixtures("small_tiles")
@@ -149,21 +166,22 @@ def test_scales_have_their_gradient_in_bfloat16(beta, bound):
     # β = 80 takes the branch with the running maximum, and makes 80 times the rounding
     # of s.
     shared = 0.5 * unit(1, 16, 5)
-    x, y = (normalised(side + shared) for side in pairs(40, 16))
-    exact = value_and_gradients(cloob_reference, x, y, *scalars(10.0, beta))
-    single = [t.float() for t in (x, y, *scalars(10.0, beta))]
-    low = value_and_gradients(cloob_streamed, *single, matmul=torch.bfloat16)
-    assert max(map(relative_error, low, exact)) <= bound
+    sides = [normalised(side + shared) for side in pairs(40, 16)]
+    inputs = [*sides, *scalars(10.0, beta)]
+    low = of_streamed(in_float32(inputs), matmul=torch.bfloat16)
+    assert max(errors(low, of_reference(inputs))) <= bound
 
 
 def test_gradients_of_some_inputs_only():
     inputs = [*pairs(7, 5), *scalars(10.0, 8.0)]
-    _, *gradients = value_and_gradients(cloob_reference, *inputs)
-    for trainable in list(itertools.product([True, False], repeat=4))[:-1]:
+    _, *gradients = of_reference(inputs)
+    every = itertools.product([True, False], repeat=4)
+    for trainable in every:
         leaves = [t.clone() for t in inputs]
         for leaf, needed in zip(leaves, trainable, strict=True):
             leaf.requires_grad_(needed)
-        cloob_streamed(*leaves).backward()
+        if any(trainable):
+            cloob_streamed(*leaves).backward()
         for leaf, expected in zip(leaves, gradients, strict=True):
             if leaf.requires_grad:
                 assert relative_error(leaf.grad, expected) < 1e-10, trainable
@@ -179,9 +197,8 @@ def test_one_graph_goes_backward_more_than_once_but_not_to_second_derivatives(
     options = member(contrast, hopfield)
     loss = cloob_streamed(x, y, 10.0, **options)
     first = torch.autograd.grad(loss, (x, y), retain_graph=True)
-    with pytest.raises(
-        RuntimeError, match="can be differentiated once; backend='reference'"
-    ):
+    said = "can be differentiated once; backend='reference'"
+    with pytest.raises(RuntimeError, match=said):
         torch.autograd.grad(loss, x, create_graph=True)
     minus_two = torch.tensor(-2.0, dtype=torch.float64)
     second = torch.autograd.grad(loss, (x, y), grad_outputs=minus_two)
@@ -202,16 +219,14 @@ def test_one_product_for_both_directions_is_exact_to_a_millionth(contrast, cone)
     shared = cone * unit(1, 128, 9)
     for noise in (2.0, 0.5):
         sides = pairs(300, 128, noise=noise)
-        x, y = (normalised(side + shared).float() for side in sides)
-        given = [x.double(), y.double(), *scalars(30.0)]
+        single = [normalised(side + shared).float() for side in sides]
+        single += in_float32(scalars(30.0))
         options = {"contrast": contrast, "hopfield": False, "scale": "unit"}
-        exact = value_and_gradients(cloob_reference, *given, **options)
-        single = [t.float() for t in given]
-        ours = value_and_gradients(cloob_streamed, *single, **options)
-        errors = list(map(relative_error, ours, exact))
+        exact = of_reference([t.double() for t in single], **options)
+        found = errors(of_streamed(single, **options), exact)
         # A saturated InfoNCE is as small as exp(−20): the rounding of logits of 25.
         saturated = contrast == "infonce" and noise < 1 and not cone
-        assert max(errors) <= (4e-6 if saturated else 1e-6), (noise, errors)
+        assert max(found) <= (4e-6 if saturated else 1e-6), (noise, found)
 
 
 @pytest.mark.usefixtures("small_tiles")
@@ -237,7 +252,9 @@ def test_logits_that_are_not_kept_are_multiplied_again(contrast, monkeypatch):
         with live:
             step().backward()
         alive.append(live.most)
-    assert alive[2] < 2.1 * alive[1] < 4.4 * alive[0], "numbers alive at once"
+    once, two_times, four_times = alive  # the batch
+    assert four_times < 2.1 * two_times
+    assert two_times < 2.1 * once
 
 
 class _Largest(TorchDispatchMode):
@@ -247,12 +264,9 @@ class _Largest(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
-        made = [
-            value
-            for value in torch.utils._pytree.tree_leaves(result)
-            if isinstance(value, Tensor)
-        ]
-        self.numbers = max([self.numbers, *(value.numel() for value in made)])
+        for value in torch.utils._pytree.tree_leaves(result):
+            if isinstance(value, Tensor):
+                self.numbers = max(self.numbers, value.numel())
         return result
 
 
@@ -294,16 +308,17 @@ def _saved_and_largest(path, n, d, **options):
     kept = {}  # alive, so that no address is used again
 
     def pack(tensor):
-        kept.setdefault(tensor.untyped_storage().data_ptr(), tensor)
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes() // tensor.element_size(), tensor
         return tensor
 
-    with (
-        _Largest() as largest,
-        torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
-    ):
-        path(x, y, 30.0, 8.0, ids=torch.arange(n) // 2, **options).backward()
-    sizes = [t.untyped_storage().nbytes() // t.element_size() for t in kept.values()]
-    return sum(sizes), largest.numbers
+    hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
+    ids = torch.arange(n) // 2
+    with _Largest() as largest, hooks:
+        loss = path(x, y, 30.0, 8.0, ids=ids, **options)
+        loss.backward()
+    saved = sum(numbers for numbers, _ in kept.values())
+    return saved, largest.numbers
 
 
 @pytest.mark.usefixtures("small_tiles")
@@ -333,7 +348,11 @@ def test_memory_is_linear_in_the_batch(contrast, hopfield):
 def flops_of(path, n, d, **options):
     """Those of value and gradient of n pairs."""
     x, y = (side.requires_grad_() for side in pairs(n, d))
-    return count_flops(lambda: path(x, y, 30.0, **options).backward())
+
+    def step():
+        path(x, y, 30.0, **options).backward()
+
+    return count_flops(step)
 
 
 @pytest.mark.usefixtures("small_tiles")
@@ -349,8 +368,7 @@ def test_arithmetic_without_retrieval(path, contrast):
 
 @pytest.mark.parametrize("beta", [8.0, 58.0])
 def test_few_pairs_keep_their_digits_at_large_beta(beta):
-    x, y = pairs(64, 128)
-    _, *exact = value_and_gradients(cloob_reference, x, y, *scalars(30.0, beta))
-    single = [t.float() for t in (x, y, *scalars(30.0, beta))]
-    _, *ours = value_and_gradients(cloob_streamed, *single)
+    inputs = [*pairs(64, 128), *scalars(30.0, beta)]
+    _, *exact = of_reference(inputs)
+    _, *ours = of_streamed(in_float32(inputs))
     assert relative_error(joint(ours[:2]), joint(exact[:2])) < 3e-6

@@ -9,10 +9,11 @@ from cloob.data.vectors import usable_pairs
 def views(n, widths=(12, 8), seed=0, noise=0.3):
     rng = np.random.default_rng(seed)
     cause = rng.normal(size=(n, 5))
-    return tuple(
-        cause @ rng.normal(size=(5, width)) + noise * rng.normal(size=(n, width))
-        for width in widths
-    )
+    sides = []
+    for width in widths:
+        said = cause @ rng.normal(size=(5, width))
+        sides.append(said + noise * rng.normal(size=(n, width)))
+    return sides
 
 
 def pairs_of(a, b, labels=None):
