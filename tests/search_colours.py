@@ -35,9 +35,8 @@ class ColourModel:
         self.batches = []
 
     def preprocess(self, image):
-        return torch.from_numpy(np.array(image.convert("RGB").resize((4, 4)))).permute(
-            2, 0, 1
-        )
+        small = image.convert("RGB").resize((4, 4))
+        return torch.from_numpy(np.array(small)).permute(2, 0, 1)
 
     def encode_image(self, images):
         self.batches.append(len(images))
@@ -45,24 +44,21 @@ class ColourModel:
         palette = torch.tensor(list(COLOURS.values()), dtype=torch.float32)
         nearest = torch.cdist(means, palette).argmin(1).tolist()
         # The exact shade turns a row a little, so that no two pictures are the same.
-        return torch.stack(
-            [
-                self._row(list(COLOURS)[n], float(mean.sum()))
-                for n, mean in zip(nearest, means, strict=True)
-            ]
-        )
+        names = list(COLOURS)
+        rows = []
+        for number, mean in zip(nearest, means, strict=True):
+            rows.append(self._row(names[number], float(mean.sum())))
+        return torch.stack(rows)
 
     def encode_text(self, texts):
         self.texts += texts
         self.batches.append(len(texts))
-        return torch.stack(
-            [
-                self._row(
-                    next((w for w in re.findall("[a-z]+", text) if w in COLOURS), text)
-                )
-                for text in texts
-            ]
-        )
+        rows = []
+        for text in texts:
+            named = [word for word in re.findall("[a-z]+", text) if word in COLOURS]
+            first, *_ = [*named, text]
+            rows.append(self._row(first))
+        return torch.stack(rows)
 
     def _row(self, name, shade=None):
         salted = self.name.removeprefix("colours") + name
@@ -88,7 +84,8 @@ def write_pictures(folder, n=4):
     folder.mkdir(parents=True)
     for name, colour in COLOURS.items():
         for i in range(n):
-            shade = tuple(min(255, c + 5 * i) if c == 0 else c - 5 * i for c in colour)
+            darker = 5 * i
+            shade = tuple(c - darker if c else darker for c in colour)
             (folder / f"{name}-{i}.png").write_bytes(make.picture(shade, (20 + i, 20)))
             (folder / f"{name}-{i}.txt").write_text(f"{name} number {i}")
     return folder

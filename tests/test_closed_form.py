@@ -70,7 +70,7 @@ def test_with_hardly_a_ridge_it_is_scikit_learns():
     (directions,) = canonical_directions(PairMoments.of(a, b), [1e-12])
     cca = CCA(n_components=3, max_iter=5000, tol=1e-12)
     x, y = cca.fit_transform(a.numpy(), b.numpy())
-    theirs = [np.corrcoef(x[:, k], y[:, k])[0, 1] for k in range(3)]
+    theirs = [np.corrcoef(*columns)[0, 1] for columns in zip(x.T, y.T, strict=True)]
     assert directions.correlations[:3].tolist() == pytest.approx(theirs, abs=1e-5)
 
 

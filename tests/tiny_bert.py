@@ -8,13 +8,12 @@ KINDS = ("car", "tree")
 THINGS = [
     f"{colour} {age} {kind}" for colour in COLOURS for age in AGES for kind in KINDS
 ]
+EIGHT = THINGS[:8]
+TURNED = [" ".join(reversed(thing.split())) for thing in EIGHT]
 PAIRS = {
-    "anchor": [f"a {thing}" for thing in THINGS[:8]],
-    "positive": [f"there is the {thing}" for thing in THINGS[:8]],
-    "negative": [
-        f"there is the {' '.join(reversed(thing.split()))} house"
-        for thing in THINGS[:8]
-    ],
+    "anchor": [f"a {thing}" for thing in EIGHT],
+    "positive": [f"there is the {thing}" for thing in EIGHT],
+    "negative": [f"there is the {turned} house" for turned in TURNED],
 }
 
 

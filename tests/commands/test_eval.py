@@ -17,7 +17,7 @@ from cloob.models.folder import save_model
 from cloob.models.load import fingerprint
 from cloob.models.towers import create_model
 from cloob.objective import make_objective
-from make import tiny_model, write_classes
+from make import tiny_model, write_classes, write_lines
 from support import read_json, refused, run_cloob
 
 COLOURS = {"red": (255, 0, 0), "blue": (0, 0, 255)}
@@ -228,7 +228,7 @@ def test_groups_of_given_pairs_widen_the_intervals(tmp_path, monkeypatch, capsys
     """Of --a and --b of eval, and of --val-a and --val-b of the training."""
     monkeypatch.chdir(tmp_path)
     vectors_run("plain", val_split=0.3)
-    Path("groups.txt").write_text("".join(f"plate {i // 8}\n" for i in range(80)))
+    write_lines(Path("groups.txt"), [f"plate {i // 8}" for i in range(80)])
     words = "eval plain --a a.npy --b b.npy"
     run_cloob(f"{words} --out ids")
     run_cloob(f"{words} --groups groups.txt --out groups")

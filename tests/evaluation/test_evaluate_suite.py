@@ -84,24 +84,22 @@ def test_differences_of_three_models_and_sets_that_one_lacks():
     """A model that has probes alone takes no mean from the others."""
     hit = torch.ones(4, dtype=torch.bool)
     miss = ~hit
-    hits = {
-        ("acc1", "s"): {"a": hit, "b": miss},
-        ("acc1", "t"): {"a": hit, "b": miss},
-        ("probe_acc1", "s"): {"a": hit, "mute": hit, "b": miss},
-        ("probe_acc1", "t"): {"a": miss, "mute": hit},
-    }
-    keys = ("metric", "set", "model", "baseline", "difference")
-    found = [tuple(entry[key] for key in keys) for entry in paired_differences(hits)]
-    expected = [
-        ("acc1", "s", "b", "a", -1.0),
-        ("acc1", "t", "b", "a", -1.0),
-        ("acc1", None, "b", "a", -1.0),
-        ("probe_acc1", "s", "mute", "a", 0.0),
-        ("probe_acc1", "s", "b", "a", -1.0),
-        ("probe_acc1", "s", "b", "mute", -1.0),
-        ("probe_acc1", "t", "mute", "a", 1.0),
+    hits = {("acc1", of): {"a": hit, "b": miss} for of in "st"}
+    hits["probe_acc1", "s"] = {"a": hit, "mute": hit, "b": miss}
+    hits["probe_acc1", "t"] = {"a": miss, "mute": hit}
+    found = []
+    for entry in paired_differences(hits):
+        pair = f"{entry['model']} − {entry['baseline']}"
+        found.append(f"{entry['metric']} {entry['set']}: {pair} {entry['difference']}")
+    assert found == [
+        "acc1 s: b − a -1.0",
+        "acc1 t: b − a -1.0",
+        "acc1 None: b − a -1.0",
+        "probe_acc1 s: mute − a 0.0",
+        "probe_acc1 s: b − a -1.0",
+        "probe_acc1 s: b − mute -1.0",
+        "probe_acc1 t: mute − a 1.0",
     ]
-    assert found == expected
 
 
 def test_a_set_that_fails_is_listed_and_the_rest_is_there(models):

@@ -1,6 +1,7 @@
 """The nearest rows, against a plain loop."""
 
 import math
+import operator
 
 import numpy as np
 import torch
@@ -15,10 +16,10 @@ def loop(query, others, k):
     """For each row, the numbers and products of the k best of the others."""
     found = []
     for row in query.double().tolist():
-        products = [
-            (-math.fsum(x * y for x, y in zip(row, other, strict=True)), number)
-            for number, other in enumerate(others.double().tolist())
-        ]
+        products = []
+        for number, other in enumerate(others.double().tolist()):
+            product = math.fsum(map(operator.mul, row, other))
+            products.append((-product, number))
         found.append(sorted(products)[:k])
     scores = [[-score for score, _ in best] for best in found]
     return np.array(scores), np.array(

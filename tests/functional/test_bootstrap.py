@@ -1,5 +1,7 @@
 """Bootstrap intervals against drawn indices, the binomial and definitions."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -76,7 +78,7 @@ def test_rows_of_one_group_are_one_sample():
 
 MISTAKES = [
     ([], {}),
-    ([1.0, float("nan")], {}),
+    ([1.0, math.nan], {}),
     ([1.0] * 3, {"level": 1.0}),
     ([1.0] * 3, {"n": 0}),
     ([1.0] * 3, {"groups": torch.ones(2)}),

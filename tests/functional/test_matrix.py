@@ -115,17 +115,15 @@ def cases(draw):
     scales = ["unit"] if contrast == "sigmoid" else ["paper", "unit"]
     scale = draw(st.sampled_from(scales))
     ids = draw(IDS_OR_NONE)
-    case = SimpleNamespace(
-        n=n,
-        member={"contrast": contrast, "hopfield": hopfield, "scale": scale},
-        margin={"exclude_above": draw(MARGINS)},
-        ids=ids and ids[:n],
-        beta=draw(BETAS),
-        inv_tau=draw(st.sampled_from([30.0, 1e-3, 1.0, 99.0, 1e3])),
-        bias=draw(st.sampled_from([-10.0, 0.0, 3.5])),
-        autocast=draw(st.booleans()),
-        cuts=sorted(draw(st.sets(st.integers(1, n - 1), max_size=3))),
-    )
+    case = SimpleNamespace(n=n, ids=ids and ids[:n])
+    case.member = {"contrast": contrast, "hopfield": hopfield, "scale": scale}
+    case.margin = {"exclude_above": draw(MARGINS)}
+    case.beta = draw(BETAS)
+    case.inv_tau = draw(st.sampled_from([30.0, 1e-3, 1.0, 99.0, 1e3]))
+    case.bias = draw(st.sampled_from([-10.0, 0.0, 3.5]))
+    case.autocast = draw(st.booleans())
+    places = st.integers(1, n - 1)
+    case.cuts = sorted(draw(st.sets(places, max_size=3)))
     seed = draw(st.integers(0, 10**6))
     dtype = draw(st.sampled_from(DTYPES))
     contiguous = draw(st.booleans())

@@ -198,15 +198,11 @@ def folder(tmp_path):
         frame = pd.DataFrame(rows).add_prefix(name[-1])
         frame.to_csv(tmp_path / f"{name}.csv", index=False)
     number = np.arange(N)
-    for name, numbers in (
-        ("ids", number // 2),
-        ("groups", number // 8),
-        ("weights", 1 + number % 3),
-        ("a_ids", number),
-        ("b_ids", number ^ 1),
-        ("val_ids", number[: N // 3] // 2),
-        ("val_groups", number[: N // 3] // 8),
-    ):
+    held_out = number[: N // 3]
+    columns = {"a_ids": number, "b_ids": number ^ 1, "weights": 1 + number % 3}
+    columns |= {"ids": number // 2, "groups": number // 8}
+    columns |= {"val_ids": held_out // 2, "val_groups": held_out // 8}
+    for name, numbers in columns.items():
         np.savetxt(tmp_path / name, numbers, "%d")
     return tmp_path
 
@@ -220,24 +216,20 @@ def test_every_leaf_of_a_run_of_vectors(folder):
     held_out = files(val_a="val_a.csv", val_b="val_b.csv")
     of_a_fit = {name: VALUES[name] for name in VALUES if name not in OF_THE_END}
     changes = changes_of({**of_a_fit, **OF_PAIRS})
-    changes |= {
-        "a": files(a="val_a.csv"),
-        "b": files(b="val_b.csv"),
-        "ids": files(ids="ids"),
-        "groups": files(groups="groups"),
-        "weights": files(weights="weights"),
-        "a_ids": files(a_ids="a_ids", b_ids="b_ids"),
-        "b_ids": files(b_ids="b_ids"),
-        "val_a": held_out,
-        "val_b": files(val_b="val_b.csv"),
-        "val_ids": {**held_out, **files(val_ids="val_ids")},
-        "val_groups": {**held_out, **files(val_groups="val_groups")},
-    }
+    for name in ("ids", "groups", "weights", "b_ids"):
+        changes[name] = files(**{name: name})
+    changes["a_ids"] = files(a_ids="a_ids", b_ids="b_ids")
+    changes["a"] = files(a="val_a.csv")
+    changes["b"] = files(b="val_b.csv")
+    changes["val_a"] = held_out
+    changes["val_b"] = files(val_b="val_b.csv")
+    for name in ("val_ids", "val_groups"):
+        changes[name] = held_out | files(**{name: name})
     names = {field.name for field in dataclasses.fields(HeadsConfig)}
     assert names == changes.keys() | ELSEWHERE.keys() | set(OF_THE_END)
-    start = cloob.get_recipe("vectors", objective="infoloob").override(
-        **START, **files(a="a.csv", b="b.csv"), lr=0.02
-    )
+    sides = files(a="a.csv", b="b.csv")
+    recipe = cloob.get_recipe("vectors", objective="infoloob")
+    start = recipe.override(**START, **sides, lr=0.02)
     numbers = iter(range(1000))
 
     def run(change):

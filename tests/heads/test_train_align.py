@@ -137,9 +137,9 @@ def test_every_distinct_picture_and_text_is_embedded_once(
     shutil.copy(pairs_folder / "00.png", tmp_path / "copy.png")
     names = [f"{pairs_folder}/{i:02}.png" for i in range(10)]
     names.append(f"{tmp_path}/copy.png")
-    rows = [
-        (name, f"text {(i + j) % 3}") for i, name in enumerate(names) for j in range(5)
-    ]
+    rows = []
+    for i, name in enumerate(names):
+        rows += [(name, f"text {(i + j) % 3}") for j in range(5)]
     counted = {"image": 0, "text": 0}
     for side in counted:
         compute = getattr(encoder, f"{side}_features")
@@ -165,15 +165,14 @@ def test_every_distinct_picture_and_text_is_embedded_once(
 def test_a_bad_caption_loses_no_picture_and_a_bad_picture_all_its_captions(
     encoder, pairs_folder, tmp_path
 ):
-    captions = {"00": ["  ", "a", "b"], "13": ["c", "d"], "01": ["e"]}
-    rows = [
-        (f"{pairs_folder}/{name}.png", text)
-        for name, texts in captions.items()
-        for text in texts
-    ]
+    rows = []
+    for name, texts in (("00", ["  ", "a", "b"]), ("13", "cd"), ("01", "e")):
+        rows += [(f"{pairs_folder}/{name}.png", text) for text in texts]
     pairs, rows_of_source = embedded(open_table(tmp_path, rows), encoder)
     assert rows_of_source.tolist() == [1, 2, 5]
-    assert pairs.rows[0, 0] == pairs.rows[1, 0] != pairs.rows[2, 0]
+    first, second, third = pairs.rows[:, 0]
+    assert first == second
+    assert first != third
     reasons = [skip.reason for skip in pairs.skipped]
     assert reasons == ["empty caption", "corrupt image", "corrupt image"]
 
@@ -248,7 +247,9 @@ def test_a_picture_with_several_captions_is_one_pair_of_an_epoch(
     """Ten pictures with one to three captions: one is drawn for each epoch, and the
     batch is fitted to pictures; a held-out picture has its first.
     """
-    captions = [(i, f"caption {i} {j}") for i in range(10) for j in range(1 + i % 3)]
+    captions = []
+    for i in range(10):
+        captions += [(i, f"caption {i} {j}") for j in range(1 + i % 3)]
     rows = [(f"{pairs_folder}/{i:02}.png", text) for i, text in captions]
     pairs, _ = embedded(open_table(tmp_path, rows), encoder)
     numbered = replace(pairs, ids=np.arange(len(pairs)))
@@ -256,11 +257,14 @@ def test_a_picture_with_several_captions_is_one_pair_of_an_epoch(
     batches = Batches(numbered, HeadSettings("clip", batch_size=5), cpu)
 
     def drawn(epoch):
-        ids = [id_ for batch in batches.epoch(epoch) for id_ in batch.ids.tolist()]
-        return dict(captions[id_] for id_ in ids)
+        found = {}
+        for batch in batches.epoch(epoch):
+            found.update(captions[id_] for id_ in batch.ids.tolist())
+        return found
 
     epochs = [drawn(epoch) for epoch in range(6)]
-    assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
+    for epoch in epochs:
+        assert sorted(epoch) == list(range(10))
     assert drawn(3) == epochs[3]
     assert len({epoch[2] for epoch in epochs}) > 1
     firsts = [captions[id_][1] for id_ in first_captions(numbered).ids]
@@ -325,12 +329,12 @@ MISTAKES = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("change", "error"),
-    MISTAKES,
-)
+@pytest.mark.parametrize(("change", "error"), MISTAKES)
 def test_a_mistake_is_named_in_one_line(config, change, error):
-    raises(InputError, re.escape(error), lambda: train_heads(config.override(**change)))
+    def train():
+        train_heads(config.override(**change))
+
+    raises(InputError, re.escape(error), train)
 
 
 def test_every_setting_of_pictures_has_an_effect_or_is_refused(
@@ -339,18 +343,12 @@ def test_every_setting_of_pictures_has_an_effect_or_is_refused(
     """A table with two columns of pictures, one of them bad, and two of captions."""
     table = "filepath\tpicture\ttitle\tcaption\n"
     for i in range(14):
-        pictures = [f"{pairs_folder}/{i + k:02}.png" for k in (0, 1)]
-        table += "\t".join([*pictures, f"text {i % 5}", f"other {i % 5}"]) + "\n"
+        pictures = f"{pairs_folder}/{i:02}.png\t{pairs_folder}/{i + 1:02}.png"
+        table += f"{pictures}\ttext {i % 5}\tother {i % 5}\n"
     (tmp_path / "t.csv").write_text(table)
     (tmp_path / "u.csv").write_text(table.replace("text 3", "x"))
-    start = config.override(
-        objective="clip",
-        data=(str(tmp_path / "t.csv"),),
-        val_data=(),
-        val_split=0.2,
-        epochs=1,
-        batch_size=4,
-    )
+    start = config.override(data=(str(tmp_path / "t.csv"),), val_data=(), val_split=0.2)
+    start = start.override(objective="clip", epochs=1, batch_size=4)
     changes = {
         "data": (str(tmp_path / "u.csv"),),
         "val_split": 0.4,

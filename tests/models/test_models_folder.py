@@ -284,10 +284,9 @@ CHANGES = [
     ids=["pooling", "mean", "weights"],
 )
 def test_an_encoder_that_was_changed_is_noticed(change, said, bert, tower, tmp_path):
-    places = [
-        shutil.copytree(folder, tmp_path / name)
-        for folder, name in ((bert, "bert"), (tower, "tower"))
-    ]
+    places = [tmp_path / "bert", tmp_path / "tower"]
+    shutil.copytree(bert, places[0])
+    shutil.copytree(tower, places[1])
     image = open_image_encoder(str(places[1]), load_model)
     text = open_text_encoder(str(places[0]), load_model)
     names = {"image_encoder": str(places[1]), "text_encoder": str(places[0])}

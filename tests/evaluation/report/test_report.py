@@ -43,11 +43,11 @@ def results(evil=""):
 
 def whole(evil=""):
     """The results with the checkpoints of a model, and a query."""
-    points = [
-        {"step": step, "epoch": step / 2}
-        | {f"effective_eigenvalues_{side}": step for side in ("image", "text")}
-        for step in (2, 6)
-    ]
+    points = []
+    for step in (2, 6):
+        sides = dict.fromkeys(("image", "text"), step)
+        numbers = {f"effective_eigenvalues_{side}": n for side, n in sides.items()}
+        points.append({"step": step, "epoch": step / 2, **numbers})
     names = (f"clip{evil}", f"cloob{evil}")
     checkpoints = {"set": "pairs", "models": {names[1]: points}}
     image = picture("red") + b"SECRET trailer"

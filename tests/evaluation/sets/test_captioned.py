@@ -67,10 +67,9 @@ def test_every_layout_gives_the_same_pictures(layout, folder):
 
 
 def test_captions_in_a_list_of_arrow_are_of_one_picture(folder):
-    columns = {
-        "filepath": [(folder / key).read_bytes() for key, _ in EXPECTED],
-        "title": [list(texts) for _, texts in EXPECTED],
-    }
+    pictures = [(folder / key).read_bytes() for key, _ in EXPECTED]
+    titles = [list(texts) for _, texts in EXPECTED]
+    columns = {"filepath": pictures, "title": titles}
     write_arrow(folder / "t.arrow", pa.table(columns))
     found = open_captioned(folder / "t.arrow")
     samples = [found.read(i) for i in range(len(found))]
