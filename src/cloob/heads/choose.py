@@ -257,18 +257,23 @@ def join(
     recalls_by_name = {
         str(one): recalls_of(one, banks, judged, judge_rows.ids, width) for one in tried
     }
-    found = torch.stack([*recalls_by_name.values()])
+    recalls_of_tried = torch.stack([*recalls_by_name.values()])
     units = judges.units_of_ids()
-    gain = gain_by_halves(found, units)
-    chosen = tried[int(found.mean(1).argmax())] if gain.low > 0 else tried[0]
+    gain = gain_by_halves(recalls_of_tried, units)
+    best_tried = tried[int(recalls_of_tried.mean(1).argmax())]
+    chosen = best_tried if gain.low > 0 else tried[0]
     heads = joined_heads(chosen, banks, width)
     recall = float(recalls(heads, Rows.of(held_out, GALLERY)).mean())
 
-    trials = []
-    for name, fitted in parts:
-        settings = fitted.settings
-        found_alone = recalls_by_name[name]
-        trials.append(log_trial(settings.objective, settings.start, found_alone, units))
+    trials = [
+        log_trial(
+            fitted.settings.objective,
+            fitted.settings.start,
+            recalls_by_name[name],
+            units,
+        )
+        for name, fitted in parts
+    ]
     logger.info("joined: %s; recall %.1f %%", chosen, 100 * recall)
     logger.info("the best combination instead of all side by side: %s", gain)
 
@@ -333,45 +338,44 @@ def recalls_of(
     return recalls_of_ids(rows_a, rows_b, ids).mean(0)
 
 
-def gain_by_halves(found: Tensor, units: Tensor) -> Gain:
+def gain_by_halves(recalls_of_ways: Tensor, units: Tensor) -> Gain:
     """What the best way gains over the first, of their (ways, ids) recalls: one random
     half of the (ids,) units chooses it, the other half judges.
     """
-    names, unit = torch.unique(units, return_inverse=True)
-    n = len(names)
+    distinct, unit_of_id = torch.unique(units, return_inverse=True)
+    n_units = len(distinct)
     generator = torch.Generator().manual_seed(0)
     gains = torch.zeros(N_HALVES, dtype=torch.float64)
     for number in range(N_HALVES):
-        place_of_unit = torch.randperm(n, generator=generator).argsort()
+        place_of_unit = torch.randperm(n_units, generator=generator).argsort()
         # ids by the places of their units, so that their own order does not matter
-        place, order = place_of_unit[unit].sort(stable=True)
-        chooses, judges = order[place < max(1, n // 2)], order[place >= n // 2]
-        best = found[found[:, chooses].mean(1).argmax()]
-        gains[number] = (best - found[0])[judges].mean()
+        places, order = place_of_unit[unit_of_id].sort(stable=True)
+        chooses = order[places < max(1, n_units // 2)]
+        judges = order[places >= n_units // 2]
+        best = recalls_of_ways[recalls_of_ways[:, chooses].mean(1).argmax()]
+        gains[number] = (best - recalls_of_ways[0])[judges].mean()
     gains = gains.sort().values
     return Gain(float(gains.mean()), float(gains[1]), float(gains[-2]))
 
 
-def log_trial(objective: str, start: str | None, found: Tensor, units: Tensor) -> Trial:
+def log_trial(
+    objective: str, start: str | None, recalls_of_trial: Tensor, units: Tensor
+) -> Trial:
     """Logs what heads find by themselves, of the (ids,) recalls and the units that are
     resampled.
     """
-    trial = Trial(
-        objective,
-        start,
-        float(found.mean()),
-        bootstrap_interval(found, groups=units),
-    )
+    recall = float(recalls_of_trial.mean())
+    low, high = bootstrap_interval(recalls_of_trial, groups=units)
     n_units = len(torch.unique(units))
     logger.info(
         "%-30s recall %.1f %% (%.1f to %.1f over %s)",
         objective if start is None else f"{objective}, {start} start",
-        100 * trial.recall,
-        100 * trial.interval[0],
-        100 * trial.interval[1],
+        100 * recall,
+        100 * low,
+        100 * high,
         counted(n_units, "ids" if n_units == len(units) else "groups"),
     )
-    return trial
+    return Trial(objective, start, recall, (low, high))
 
 
 def joined_members(

@@ -30,7 +30,7 @@ from cloob.heads.columns import (
 )
 from cloob.heads.fitted import EpochLine, Rows, SingleHeads, recalls_of_ids
 from cloob.heads.head import N_WAVES, Head
-from cloob.heads.parts import sampled
+from cloob.heads.parts import check_ids, sampled
 from cloob.heads.settings import USUAL_DIM, ClosedForm, HeadSettings
 
 logger = logging.getLogger(__name__)
@@ -81,7 +81,7 @@ def fit_closed_form(
         ``bandwidth``.
 
     Raises:
-        InputError: Fewer than two pairs or ids, or too wide.
+        InputError: Fewer than two ids, or too wide.
     """
     settings = settings or HeadSettings(objective="cca")
     width = checked_width(pairs, settings)
@@ -132,10 +132,7 @@ def solve(
 
 def checked_width(pairs: VectorPairs, settings: HeadSettings) -> int:
     """The width of the heads' rows; InputError where there is no closed form."""
-    if len(pairs) < 2:
-        raise InputError(f"{len(pairs)} pairs; a closed form needs 2 or more")
-    if len(np.unique(pairs.ids)) < 2:
-        raise InputError(f"{pairs.name}: all pairs have one id, so none is another")
+    check_ids(pairs)
     most = most_directions(pairs, settings.objective)
     usual = USUAL_DIM if settings.objective == "kcca" else most
     width = settings.embed_dim or usual

@@ -121,17 +121,36 @@ def recalls_of_half(train: Rows, judges: Rows, ways: Both) -> Tensor:
 def prepared_heads(
     rows: Rows, ways: Both, width: int, kind: Kind = "linear"
 ) -> tuple[Head, Head]:
-    """Heads without a branch that prepare columns in these ways, by these rows; columns
-    that are left as they are they divide by one number, which a closed form does not
-    see.
+    """Heads that are to be solved for. Columns that are left as they are they divide by
+    one number, which a closed form does not see.
+    """
+    a, b = (
+        way._replace(standardise="one") if way.standardise == "none" else way
+        for way in ways
+    )
+    return make_heads(rows, (a, b), width, kind)
+
+
+def make_heads(
+    rows: Rows,
+    ways: Both,
+    width: int,
+    kind: Kind,
+    dropout: float = 0.0,
+    seed: int = 0,
+) -> tuple[Head, Head]:
+    """Heads that prepare columns in these ways, by these rows; their first weights
+    depend on the seed alone.
     """
     heads = []
-    for side, way in zip((rows.a, rows.b), ways, strict=True):
-        scaling = "one" if way.standardise == "none" else way.standardise
-        with torch.random.fork_rng(devices=[]):  # its first weights are of no use
-            head = Head(side.shape[1], width, kind, 0.0, scaling, way.transform)
-        head.fit(side)
-        heads.append(head.eval())
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        for side, way in zip((rows.a, rows.b), ways, strict=True):
+            head = Head(
+                side.shape[1], width, kind, dropout, way.standardise, way.transform
+            )
+            head.fit(side)
+            heads.append(head.eval())
     return heads[0], heads[1]
 
 

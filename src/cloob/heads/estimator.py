@@ -33,7 +33,7 @@ from cloob.heads.pipeline import piped_rows
 from cloob.heads.settings import CLOSED_FORMS, HeadSettings
 from cloob.models.folder import save_model
 from cloob.models.load import load_model
-from cloob.models.vectors import VectorEncoder, embed_rows
+from cloob.models.vectors import VectorEncoder, embed_rows, require_vectors
 
 SETTINGS = {
     "n_components": "embed_dim",
@@ -193,7 +193,6 @@ class ContrastiveHeads(
         self.decisions_ = fitted.decisions
         embedded_y = embed_rows(self.encoder_, "b", rows_y)
         self.embedded_y_: Float32 | None = embedded_y.numpy()
-        self._n_features_out = self.encoder_.embed_dim
         return self
 
     def transform(
@@ -267,9 +266,7 @@ class ContrastiveHeads(
         """The heads of a run of ``cloob train vectors``, or of a folder that ``save``
         wrote; ``predict`` needs a y then.
         """
-        encoder = load_model(folder, device).eval()
-        if not isinstance(encoder, VectorEncoder):
-            raise InputError(f"{folder}: is no model of vectors")
+        encoder = require_vectors(load_model(folder, device).eval())
         heads = cls(device=device)
         heads.encoder_ = encoder
         heads.objective_ = encoder.objective_config
@@ -281,8 +278,12 @@ class ContrastiveHeads(
             names = [column.name for column in table.columns]
             heads.n_features_in_ = len(names)
             heads.feature_names_in_ = np.array(names, object)
-        heads._n_features_out = encoder.embed_dim
         return heads
+
+    @property
+    def _n_features_out(self) -> int:
+        """What scikit-learn calls the columns of the rows that come out by."""
+        return self.encoder_.embed_dim
 
     def _settings(self) -> HeadSettings:
         """The settings of a fit from scikit-learn's parameters, of which three depend
@@ -330,16 +331,15 @@ class ContrastiveHeads(
             )
         if self.y_pipeline is not None:
             return piped_rows("y", y, self.y_pipeline)
-        if is_table(y):
-            return Table.of("y", y)
-        matrix: Matrix = check_array(
-            _without_tensor(y),
-            accept_sparse="csr",
-            order="C",
-            input_name="y",
-            ensure_2d=False,
-        )
-        return as_rows("y", matrix)
+        if not is_table(y):
+            y = check_array(
+                _without_tensor(y),
+                accept_sparse="csr",
+                order="C",
+                input_name="y",
+                ensure_2d=False,
+            )
+        return as_rows("y", y)
 
     def _unit_rows_of_x(self, X: object) -> Tensor:
         """(n, D) on the CPU."""

@@ -112,36 +112,37 @@ def compute(
     _, places = np.unique(picture_of[rows], return_index=True)
 
     images = FeatureMemory()
-    digest_of: dict[int, bytes] = {}  # of a picture
-    lost: dict[int, Skip] = {}
+    pictures: dict[int, bytes | Skip] = {}  # the digest of each, or why it is lost
     for asked, batch in read_pictures(source, np.sort(rows[places]), encoder, workers):
         target.touch()  # still running
         usable = batch.tokens[:, 0].numpy()
-        bad = asked[~np.isin(asked, usable)]
+        bad = np.setdiff1d(asked, usable)
         digests = images.add(batch.images, encoder.image_features)
-        digest_of |= zip(picture_of[usable].tolist(), digests, strict=True)
-        lost |= zip(picture_of[bad].tolist(), batch.skipped, strict=True)
+        pictures |= zip(picture_of[usable].tolist(), digests, strict=True)
+        pictures |= zip(picture_of[bad].tolist(), batch.skipped, strict=True)
 
-    found: dict[int, Caption] = {}
+    usable_captions: dict[int, Caption] = {}
+    image_digests: list[bytes] = []
     for row, caption in captions.items():
-        picture = int(picture_of[row])
-        if picture in digest_of:
-            found[row] = caption
+        picture = pictures[int(picture_of[row])]
+        if isinstance(picture, Skip):
+            skipped[row] = picture
         else:
-            skipped[row] = lost[picture]
+            usable_captions[row] = caption
+            image_digests.append(picture)
     texts = FeatureMemory()
-    words = [caption.text for caption in found.values()]
-    of_texts: list[bytes] = []
+    words = [caption.text for caption in usable_captions.values()]
+    text_digests: list[bytes] = []
     for start in range(0, len(words), BATCH):
         tokens = encoder.tokenizer(words[start : start + BATCH])
-        of_texts += texts.add(tokens, encoder.text_features)
-    of_images = [digest_of[int(picture_of[row])] for row in found]
-    pairs = [*zip(rows_in(images, of_images), rows_in(texts, of_texts), strict=True)]
-    write(target, images, texts, pairs, found, skipped)
+        text_digests += texts.add(tokens, encoder.text_features)
+    places_of_images = places_in(images, image_digests)
+    pairs = [*zip(places_of_images, places_in(texts, text_digests), strict=True)]
+    write(target, images, texts, pairs, usable_captions, skipped)
 
 
-def rows_in(memory: FeatureMemory, digests: list[bytes]) -> list[int]:
-    """Where the features of these rows stand in a file."""
+def places_in(memory: FeatureMemory, digests: list[bytes]) -> list[int]:
+    """Where the features of these pictures or texts stand in a file."""
     place = {digest: i for i, digest in enumerate(memory.by_digest)}
     return [place[digest] for digest in digests]
 

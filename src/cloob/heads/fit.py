@@ -143,8 +143,8 @@ def first_heads(
         closed = fit_closed_form(pairs, held_out, closed_settings(settings, pairs))
     heads = fresh_heads(pairs, settings, closed.choice.columns)
     rows = sampled(pairs)
-    for head, solved, side in zip(heads, closed.heads, rows[:2], strict=True):
-        head.start_from(solved, side)
+    heads[0].start_from(closed.heads[0], rows.a)
+    heads[1].start_from(closed.heads[1], rows.b)
     return heads
 
 

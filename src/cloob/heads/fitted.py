@@ -73,7 +73,7 @@ class FittedHeads:
     """Two heads, in eval mode on the CPU, and how they came about."""
 
     heads: Heads
-    objective: dict[str, Any]
+    objective: dict[str, object]
     """Settings of the objective at the end, as a model folder keeps them."""
     history: list[EpochLine]
     """A line per epoch."""
@@ -89,7 +89,9 @@ class FittedHeads:
 
     @property
     def recall(self) -> float | None:
-        """That of the best epoch on held-out pairs."""
+        """That of the heads on held-out pairs, before a refit."""
+        if "joined" in self.decisions:
+            return float(self.decisions["joined"]["recall"])
         return self.history[self.best_epoch - 1]["val_recall"]
 
 

@@ -175,14 +175,12 @@ class Head(nn.Module):
     @torch.no_grad()
     def start_from(self, solved: Head, features: Tensor) -> None:
         """Begins with the matrix of a solved head of the same features, as large as the
-        own one was on (n, F) ``features``; it is in its first columns.
+        own one was on (n, F) ``features``; it is in its first columns. In eval mode.
 
         With f transformed features, (f - m) / s scaled here and (f - m') / s' in the
         solved head of matrix W' and bias c', W = W' s / s' and c = c' + W'(m - m') / s'
         give the same rows.
         """
-        is_training = self.training
-        self.eval()
         size = self(features).square().mean()
         matrix = solved.matrix.weight[: len(self.matrix.weight)]
         bias = solved.matrix.bias[: len(matrix)]
@@ -192,7 +190,6 @@ class Head(nn.Module):
         ratio = (size / self(features).square().mean().clamp_min(1e-30)).sqrt()
         self.matrix.weight.mul_(ratio)
         self.matrix.bias.mul_(ratio)
-        self.train(is_training)
 
     def transformed(self, features: Tensor) -> Tensor:
         """The features as ``columns`` says."""
@@ -296,7 +293,7 @@ class Members(nn.Module):
 
     def joined(self, parts: Sequence[Tensor]) -> Tensor:
         """As ``forward``, of the unit rows of all heads."""
-        rows = self.side_by_side(parts)
+        rows = self.cut(side_by_side(parts))
         hubs = self.options["hubs"]
         if not hubs["rows"]:
             return rows
@@ -311,18 +308,21 @@ class Members(nn.Module):
             extra = [share, -bias, zero, filler]
         return torch.cat([rows, *extra], 1)
 
-    def side_by_side(self, parts: Sequence[Tensor], *, cut: bool = True) -> Tensor:
-        """The rows without a bias, and without a cut if ``cut`` is False."""
-        rows: Tensor = torch.cat([*parts], 1) / len(parts) ** 0.5
-        if cut and self.options["cut"]:
-            return F.normalize(rows @ self.axes, dim=1)
-        return rows
+    def cut(self, rows: Tensor) -> Tensor:
+        """Unit rows of as many columns as are kept."""
+        return F.normalize(rows @ self.axes, dim=1) if self.options["cut"] else rows
 
     def nearness(self, rows: Tensor) -> Tensor:
         """(n,) the mean cosine of the nearest rows of the bank."""
         nearest = (rows @ self.bank.T).topk(min(N_NEAREST, len(self.bank)), 1)
         near: Tensor = nearest.values.mean(1)
         return near
+
+
+def side_by_side(parts: Sequence[Tensor]) -> Tensor:
+    """Unit rows of several heads as one unit row each."""
+    rows: Tensor = torch.cat([*parts], 1) / len(parts) ** 0.5
+    return rows
 
 
 AnyHead = Head | Members
@@ -350,16 +350,16 @@ def fit_members(
     """Takes axes, banks and usual nearness of both sides from the unit rows of all
     heads for some training pairs.
     """
-    cut = a.options["cut"]
-    if cut:
+    rows_a, rows_b = side_by_side(parts_a), side_by_side(parts_b)
+    n_kept = a.options["cut"]
+    if n_kept:
         # principal directions of both sides, not centred: cosines are compared
-        sides = a.side_by_side(parts_a, cut=False), b.side_by_side(parts_b, cut=False)
-        both = torch.cat(sides)
-        axes = torch.linalg.eigh((both.T @ both).double())[1][:, -cut:]
+        both = torch.cat([rows_a, rows_b])
+        axes = torch.linalg.eigh((both.T @ both).double())[1][:, -n_kept:]
         a.axes.copy_(axes)
         b.axes.copy_(axes)
     if a.options["hubs"]["rows"]:
-        rows_a, rows_b = a.side_by_side(parts_a), b.side_by_side(parts_b)
+        rows_a, rows_b = a.cut(rows_a), b.cut(rows_b)
         a.bank.copy_(rows_b)
         b.bank.copy_(rows_a)
         a.usual.copy_(a.nearness(rows_a).mean())

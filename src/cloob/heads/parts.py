@@ -20,8 +20,9 @@ from cloob.data.rows import as_numbers
 from cloob.data.vectors import VectorPairs
 from cloob.distributed import Layout
 from cloob.errors import InputError
+from cloob.heads.columns import Both, make_heads
 from cloob.heads.fitted import Rows, to_device
-from cloob.heads.head import Columns, Head
+from cloob.heads.head import Head
 from cloob.heads.settings import USUAL_DIM, HeadSettings
 from cloob.objective import ContrastiveObjective, make_objective
 
@@ -69,9 +70,17 @@ def with_batch_size(settings: HeadSettings, pairs: VectorPairs) -> HeadSettings:
     if n < 2 or size > n:
         needed = "2 or more are needed" if n < 2 else f"batch_size is {size}"
         raise InputError(f"{pairs.name}: {n:,} training pairs; {needed}")
-    if len(np.unique(pairs.ids)) < 2:
-        raise InputError(f"{pairs.name}: all pairs have one id, so none is a negative")
+    check_ids(pairs)
     return settings.override(batch_size=size, patience=patience)
+
+
+def check_ids(pairs: VectorPairs) -> None:
+    """Refuses pairs of one id, which tell nothing apart."""
+    if len(np.unique(pairs.ids)) < 2:
+        raise InputError(
+            f"{pairs.name}: all pairs have one id, so none is a negative"
+            f" ({len(pairs):,} pairs)"
+        )
 
 
 def n_anchors(pairs: VectorPairs) -> int:
@@ -88,29 +97,25 @@ def objective_of(settings: HeadSettings) -> ContrastiveObjective:
 
 
 def fresh_heads(
-    pairs: VectorPairs, settings: HeadSettings, columns: tuple[Columns, Columns]
+    pairs: VectorPairs, settings: HeadSettings, columns: Both
 ) -> tuple[Head, Head]:
-    """Heads whose first weights depend on the seed alone, and that prepare columns by
-    the training pairs, or by 32,768 evenly spread ones (fewer wide ones).
+    """Heads with random weights, which prepare columns by the training pairs, or by
+    32,768 evenly spread ones (fewer wide ones).
     """
-    width = settings.embed_dim or USUAL_DIM
-    dropout = 0.1 if settings.dropout is None else settings.dropout
     rows = sampled(pairs)
-    heads = []
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(settings.seed)
-        for side, way, name in zip(rows[:2], columns, "ab", strict=True):
-            if bool((side == side[0]).all()):
-                logger.warning(
-                    "all rows of %s are equal: nothing can be learned from them", name
-                )
-            kind = settings.head or "mlp"
-            head = Head(
-                side.shape[1], width, kind, dropout, way.standardise, way.transform
+    for name, side in (("a", rows.a), ("b", rows.b)):
+        if bool((side == side[0]).all()):
+            logger.warning(
+                "all rows of %s are equal: nothing can be learned from them", name
             )
-            head.fit(side)
-            heads.append(head)
-    return heads[0], heads[1]
+    return make_heads(
+        rows,
+        columns,
+        settings.embed_dim or USUAL_DIM,
+        settings.head or "mlp",
+        dropout=0.1 if settings.dropout is None else settings.dropout,
+        seed=settings.seed,
+    )
 
 
 def sampled(pairs: VectorPairs) -> Rows:
@@ -181,14 +186,7 @@ class Batches:
         """All rows of a once, each with one of its rows of b; what is left over is
         another epoch's.
         """
-        order = self._order.epoch(epoch)
-        places = order(np.arange(self.steps * self._size))
-        if self._partners is not None:
-            drawn = (
-                self._partners.row(anchor, self._seed, epoch)
-                for anchor in places.tolist()
-            )
-            places = np.fromiter(drawn, np.int64)
+        places = self._places(epoch)
         # One copy to the device an epoch, none a step.
         chosen = torch.from_numpy(places).to(self.device)
         rows = torch.from_numpy(self.pairs.rows[places])
@@ -203,6 +201,17 @@ class Batches:
                 a, b = self._sides[0][rows[part, 0]], self._sides[1][rows[part, 1]]
             weights = None if self._weights is None else self._weights[chosen[part]]
             yield Rows(a, b, self._ids[chosen[part]], weights)
+
+    def _places(self, epoch: int) -> np.ndarray:
+        """The pairs of an epoch in its order."""
+        order = self._order.epoch(epoch)
+        anchors = order(np.arange(self.steps * self._size))
+        if self._partners is None:
+            return anchors
+        drawn = [
+            self._partners.row(anchor, self._seed, epoch) for anchor in anchors.tolist()
+        ]
+        return np.array(drawn, np.int64)
 
 
 def resident(pairs: VectorPairs, device: torch.device) -> tuple[Tensor, Tensor] | None:

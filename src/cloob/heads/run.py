@@ -175,14 +175,24 @@ def open_vectors(config: HeadsConfig) -> Data:
     held out.
     """
     pairs, held_out = vector_pairs(config)
-    fingerprints = {TRAINING: pairs.fingerprint()}
-    if held_out is not None:
-        fingerprints[HELD_OUT] = held_out.fingerprint()
-    decisions = open_decisions(config.out, fingerprints, config.resumable_settings())
+    decisions = decisions_about(config, pairs, held_out)
     decisions["held_out"] = []
     if held_out is not None and config.held_out_share:
         decisions["held_out"] = held_out.rows[:, 0].tolist()
-    return Data(pairs, held_out, decisions, fingerprints.get(HELD_OUT))
+    fingerprint = decisions["of"]["pairs"].get(HELD_OUT)
+    return Data(pairs, held_out, decisions, fingerprint)
+
+
+def decisions_about(
+    config: HeadsConfig,
+    training: VectorPairs | Source,
+    held_out: VectorPairs | Source | None,
+) -> Decisions:
+    """What the run has decided; InputError where it was of other pairs or settings."""
+    fingerprints = {TRAINING: training.fingerprint()}
+    if held_out is not None:
+        fingerprints[HELD_OUT] = held_out.fingerprint()
+    return open_decisions(config.out, fingerprints, config.resumable_settings())
 
 
 def vector_pairs(config: HeadsConfig) -> tuple[VectorPairs, VectorPairs | None]:
@@ -243,12 +253,10 @@ def picture_sources(config: HeadsConfig) -> tuple[Source, Source | None, Decisio
     decisions, in which a share that is held out is noted.
     """
     training = open_sources(config, config.sources)
-    fingerprints = {TRAINING: training.fingerprint()}
     held_out: Source | None = None
     if config.held_out_sources:
         held_out = open_sources(config, config.held_out_sources)
-        fingerprints[HELD_OUT] = held_out.fingerprint()
-    decisions = open_decisions(config.out, fingerprints, config.resumable_settings())
+    decisions = decisions_about(config, training, held_out)
     if not config.held_out_share:
         decisions["held_out"] = []
         return training, held_out, decisions
@@ -359,19 +367,17 @@ def write_checkpoint(config: HeadsConfig, data: Data, fitted: FittedHeads) -> No
     """Writes the heads of the best epoch, with what was joined with them, and removes
     earlier ones.
     """
-    best = fitted.history[fitted.best_epoch - 1]
+    best_step = fitted.history[fitted.best_epoch - 1]["step"]
     folder = config.out / runs.CHECKPOINTS_FOLDER
-    checkpoint = folder / runs.CHECKPOINT.format(best["step"])
+    checkpoint = folder / runs.CHECKPOINT.format(best_step)
     with whole_folder(checkpoint) as place:
         model = data.model(fitted.heads, fitted.objective)
         save_model(place / runs.MODEL_FOLDER, model, fitted.objective)
         if data.held_out is not None:
             fingerprint = json.dumps(data.held_out_fingerprint, sort_keys=True)
-            joined = fitted.decisions.get("joined", {})
-            recall = joined.get("recall", best["val_recall"])
             validation = {
                 "metric": "val_recall",
-                "val_recall": recall,
+                "val_recall": fitted.recall,
                 "held_out": digest([fingerprint]),
                 "numbers": held_out_numbers(fitted.heads, data.held_out),
             }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Literal, Self, get_args
 
 from annotated_types import Ge, Interval
 
@@ -127,7 +127,7 @@ class HeadSettings(ObjectiveSettings):
         """Whether the heads are solved, and not trained."""
         return self.objective in CLOSED_FORMS
 
-    def override(self, **changes: Any) -> Self:
+    def override(self, **changes: object) -> Self:
         """As of every objective; the closed form also begins without the settings of
         the loop.
         """
@@ -136,7 +136,7 @@ class HeadSettings(ObjectiveSettings):
             changes = {**{name: fields[name] for name in OF_THE_LOOP}, **changes}
         return super().override(**changes)
 
-    def resumable_settings(self) -> dict[str, Any]:
+    def resumable_settings(self) -> dict[str, object]:
         """The settings that a run must have again when it is taken up."""
         values = self.to_dict()
         return {name: value for name, value in values.items() if name not in FREE}

@@ -432,15 +432,20 @@ def find_nearest(queries: Tensor, rows: Tensor, ids: Tensor) -> Near:
     )
 
 
-def mean_agreement(near: Near, other: Tensor, ids: Tensor, matches: Matches) -> Tensor:
+def mean_agreement(
+    near: Near, other_side: Tensor, ids: Tensor, matches: Matches
+) -> Tensor:
     """(n + m,) mean cosines, on the other side, of the row that stands opposite with
     those of a row's ten nearest rows of other ids.
     """
     means = []
-    for query, opposite in matches.blocks(near.rows.shape[1] * other.shape[1]):
-        rows = near.rows[query]
-        cosines = (other[rows] @ other[opposite].unsqueeze(2)).squeeze(2)
-        means.append(mean_of_ten(cosines, ids[rows], ids[query], ids[opposite]))
+    for rows, opposite in matches.blocks(near.rows.shape[1] * other_side.shape[1]):
+        neighbours = near.rows[rows]
+        partners_of_neighbours = other_side[neighbours]
+        cosines = (partners_of_neighbours @ other_side[opposite].unsqueeze(2)).squeeze(
+            2
+        )
+        means.append(mean_of_ten(cosines, ids[neighbours], ids[rows], ids[opposite]))
     return torch.cat(means)
 
 

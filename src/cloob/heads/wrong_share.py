@@ -92,21 +92,22 @@ def estimate_wrong_share(
 
     counts = count_cells(lower, upper) * (min(n, MAX_COUNTED, n_ids or n) / n)
     grid = make_grid()
-    logs = np.log(grid.cells) @ counts + grid.log_prior
-    posterior = np.exp(logs - logs.max())
+    log_posterior = np.log(grid.cells) @ counts + grid.log_prior
+    posterior = np.exp(log_posterior - log_posterior.max())
     posterior /= posterior.sum()
-    of_share = posterior.sum(1).cumsum()
-    low, median, high = (quantile(of_share, at) for at in (TAIL, 0.5, 1 - TAIL))
+    cumulated = posterior.sum(1).cumsum()
+    low, median, high = (quantile(cumulated, at) for at in (TAIL, 0.5, 1 - TAIL))
     separation = float(posterior.sum(0) @ grid.separation)
 
-    in_cell = np.einsum("sc,scl,sl->l", posterior, 1 / grid.cells, grid.wrong)
+    wrong_in_cell = np.einsum("sc,scl,sl->l", posterior, 1 / grid.cells, grid.wrong)
     # no pair is less probably wrong than one that scores higher
-    in_cell = np.maximum.accumulate(in_cell[::-1])[::-1]
+    wrong_in_cell = np.maximum.accumulate(wrong_in_cell[::-1])[::-1]
     edges = np.concatenate([[0.0], ENDS, [1.0]])
     centres = (edges[1:] + edges[:-1]) / 2
-    probability = np.interp((lower + upper) / 2, centres, in_cell)
-    wrong = torch.from_numpy(probability).float()
-    return WrongShare(median, (low, high), separation, wrong)
+    probability = np.interp((lower + upper) / 2, centres, wrong_in_cell)
+    return WrongShare(
+        median, (low, high), separation, torch.from_numpy(probability).float()
+    )
 
 
 def quantile(cumulated: np.ndarray, share: float) -> float:
