@@ -42,7 +42,7 @@ _TWO_TOWERS = ("clip", "cloob")  # model types
 _DEFAULT_LENGTH = 512  # tokens of a text
 _MAX_LENGTH = 1 << 15
 _TEXT_BATCH = 32  # small, so that one long text does not pad many short ones
-_IMAGE_BATCH = 4  # on a CPU: activations fit in its cache
+_IMAGE_BATCH = 8  # on a CPU: activations fit in its cache
 # of what is computed and kept; another number makes the files of the old one unused
 VERSION = "6"
 
