@@ -190,6 +190,13 @@ def test_a_picture_that_has_no_finite_vector_is_a_fault(folder, index):
     assert summary.added == len(index) == 2
 
 
+def test_equal_files_are_embedded_once(folder, index):
+    for number in range(6):  # more than are decoded ahead
+        write_noise(folder / f"{number}.png", 50)
+    how = options(FakeEncoder(), workers=2, batch_size=1)
+    assert index.update([folder], how).embedded == 4
+
+
 def refuse(call, *names):
     """The call, that may not look at some names."""
 
